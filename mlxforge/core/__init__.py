@@ -1,0 +1,1 @@
+"""Config, events, errors and files: what every other room may import."""

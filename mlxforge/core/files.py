@@ -1,0 +1,133 @@
+"""Files that are whole or not there: atomic writes, locks, hashes, and where the embedded data lies."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mlxforge.core.errors import MlxforgeError, RunError
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def embedded(*parts: str) -> Path:
+    """A file or folder shipped with mlxforge: ``embedded("data", "tiny")``, ``embedded("configs")``.
+
+    In a wheel they lie in ``mlxforge/_shipped``, in a checkout beside the package.
+    """
+    shipped = PACKAGE / "_shipped"
+    return (shipped if shipped.is_dir() else PACKAGE.parent).joinpath(*parts)
+
+
+def cache_dir() -> Path:
+    """``$MLXFORGE_CACHE``, else ``$XDG_CACHE_HOME/mlxforge``, else ``~/.cache/mlxforge``."""
+    if named := os.environ.get("MLXFORGE_CACHE"):
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "mlxforge"
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns a full disk or a forbidden folder into one clear line; earlier state stays as it was."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise MlxforgeError(f"cannot write: {reason}", where=str(path), fix="free space or choose another folder") from error
+
+
+def sync(path: Path) -> None:
+    """Flushes a file, or the entries of a directory, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Replaces ``path`` in one step: a reader, or a machine that dies, sees the old file or the new one."""
+    data = content.encode() if isinstance(content, str) else content
+    with disk_errors(path):
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+            sync(path.parent)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A folder that appears whole: yields a temporary sibling to fill, which takes the name ``path`` at the end.
+
+    An existing ``path`` is replaced. On an error nothing is left behind.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        try:
+            yield temporary
+            for file in temporary.rglob("*"):
+                sync(file)
+            sync(temporary)
+            os.chmod(temporary, 0o755)
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+            sync(path.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def point(link: Path, target: str) -> None:
+    """Makes ``link`` a relative symbolic link to ``target``, in one step."""
+    with disk_errors(link):
+        temporary = link.with_name(f".{link.name}.{os.getpid()}")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target)
+        os.replace(temporary, link)
+        sync(link.parent)
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Holds ``directory`` for this process alone; the lock goes with the process, however it ends."""
+    with disk_errors(directory), open(directory / ".lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError("another process is writing this run", where=str(directory), fix="wait for it or stop it") from None
+        yield
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def bytes_hash(*parts: bytes | str) -> str:
+    """SHA-256 of several parts; each part's length is hashed too, so that boundaries count."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
