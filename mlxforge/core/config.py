@@ -40,8 +40,8 @@ class LoraSettings(Settings):
     alpha: Annotated[float, help("scale of the update: alpha / rank", gt=0)] = 64.0
     dropout: Annotated[float, help("share of the inputs dropped before the update", ge=0, lt=1)] = 0.0
     layers: Annotated[Count | None, help("train the last N layers only (default: all)")] = None
-    targets: Annotated[list[str], help("names of the linear layers, such as q_proj; 'all' for every one")] = (
-        msgspec.field(default_factory=lambda: ["all"])
+    targets: Annotated[list[str], help("names of the linear layers, such as q_proj; 'all' for every one")] = msgspec.field(
+        default_factory=lambda: ["all"]
     )
     plus_ratio: Annotated[float, help("LoRA+: learning rate of the B matrices over that of the A matrices", gt=0)] = 1.0
 
@@ -82,7 +82,9 @@ class TrainSettings(Settings):
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], help("auto: float32 on a CPU, the model's own on Metal")
     ] = "auto"
-    grad_checkpoint: Annotated[bool, help("recompute each layer in the backward pass: less memory, about a third slower")] = False
+    grad_checkpoint: Annotated[bool, help("recompute each layer in the backward pass: less memory, about a third slower")] = (
+        False
+    )
     eval_every: Annotated[Count | None, help("updates between evaluations (default: ten in a run)")] = None
     save_every: Annotated[Count | None, help("updates between checkpoints (default: at every evaluation)")] = None
     keep: Annotated[int, help("checkpoints kept besides the best one", ge=1)] = 2
@@ -249,7 +251,7 @@ def _convert(value: Any, annotation: Any) -> Any:
 
 def _reason(error: Exception, value: Any, annotation: Any) -> str:
     message = str(error).replace("`", "")
-    if "Expected" in message and ("got" in message or "one of" in message) or "Invalid enum" in message:
+    if ("Expected" in message and ("got" in message or "one of" in message)) or "Invalid enum" in message:
         return f"{value!r} is not {type_name(annotation)}"
     return f"{value!r}: {message[0].lower()}{message[1:]}"
 
@@ -286,7 +288,7 @@ def from_dict(settings: type[T], values: dict[str, Any], where: str = "") -> T:
             flat.update({f"{key}.{tail}": part for tail, part in value.items()})
         else:
             flat[key] = value
-    return resolve(settings, Layer(flat, {key: where for key in flat}))
+    return resolve(settings, Layer(flat, dict.fromkeys(flat, where)))
 
 
 def to_yaml(settings: Settings) -> str:

@@ -1,0 +1,52 @@
+# mlxforge: `make cpt` trains, `make help` lists the rest. Nothing is installed outside .venv but OpenBLAS on Linux.
+
+VENV    ?= .venv
+PYTHON  := $(VENV)/bin/python
+FORGE   := $(VENV)/bin/mlxforge
+MODEL   ?=
+DATA    ?=
+ARGS    ?=
+# The user's own model and data, else the shipped ones.
+CPT_INPUT := $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)")
+CPT_PRESET := $(if $(MODEL)$(DATA),,-c configs/handbook-cpt.yaml)
+
+.PHONY: help cpt test test-all check format docs clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  make cpt MODEL=<hub id or folder> DATA=<file or folder>   the same with your own"
+
+$(VENV)/.installed: pyproject.toml scripts/setup.sh
+	@sh scripts/setup.sh "$(VENV)" ""
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml scripts/setup.sh
+	@sh scripts/setup.sh "$(VENV)" "[dev]"
+	@touch $(VENV)/.installed $@
+
+cpt: $(VENV)/.installed ## Continue pre-training: the shipped model learns the sample handbook
+	@$(FORGE) cpt $(CPT_PRESET) $(CPT_INPUT) $(ARGS)
+
+test: $(VENV)/.installed-dev ## Run the tests (a few minutes)
+	@$(PYTHON) -m pytest $(ARGS)
+
+test-all: $(VENV)/.installed-dev ## Run the slow tests too
+	@$(PYTHON) -m pytest -m "" $(ARGS)
+
+check: $(VENV)/.installed-dev ## Format, lint, types, layers, docs
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports
+	@$(PYTHON) scripts/make_docs.py --check
+
+format: $(VENV)/.installed-dev ## Format the code, mend what the linter can
+	@$(VENV)/bin/ruff format .
+	@$(VENV)/bin/ruff check --fix .
+
+docs: $(VENV)/.installed-dev ## Write docs/cli.md and docs/settings.md again
+	@$(PYTHON) scripts/make_docs.py
+
+clean: ## Remove the environment and caches; runs stay
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

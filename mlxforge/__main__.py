@@ -1,0 +1,5 @@
+"""``python -m mlxforge``."""
+
+from mlxforge.cli.main import main
+
+main()

@@ -1,0 +1,83 @@
+"""``mlxforge``: the table of commands, and the one place where errors become lines and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from typing import Any
+
+import click
+
+from mlxforge.core.errors import MlxforgeError
+
+# name -> (module, one line of help): a command's module is imported when it is called, not to list it.
+COMMANDS = {
+    "cpt": ("mlxforge.cli.cpt", "Continue pre-training on raw text: the model learns your documents."),
+    "runs": ("mlxforge.cli.runs", "List, show, watch and plot training runs."),
+    "models": ("mlxforge.cli.models", "Model families, and what a model is."),
+}
+
+
+class Commands(click.Group):
+    """A group that imports a command when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """The names in the order of the road, not of the alphabet."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Imports the command's module; the command has the module's name."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """The table, without an import."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mlxforge", message="mlxforge %(version)s")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error. Goes anywhere on the line.")
+def cli(debug: bool) -> None:  # noqa: ARG001 - taken from the line in main(), so that it goes anywhere
+    """From a folder of documents to your own local model, on one Mac."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line. Exit codes: 0 done, 1 failed run, 2 bad input, 130 interrupted (state saved)."""
+    line = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in line
+    line = [word for word in line if word != "--debug"]
+    # A reader that went away (mlxforge ... | head) ends the program quietly.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    sys.exit(run(line, debug))
+
+
+def run(line: list[str], debug: bool) -> int:
+    """One command; returns the exit code."""
+    try:
+        outcome: Any = cli.main(args=line, prog_name="mlxforge", standalone_mode=False)
+        return outcome if isinstance(outcome, int) else 0
+    except click.exceptions.Abort:
+        click.echo("stopped", err=True)
+        return 130
+    except KeyboardInterrupt:
+        click.echo("stopped", err=True)
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except MlxforgeError as error:
+        if debug:
+            raise
+        for text in str(error).splitlines():
+            click.echo(f"error: {text}", err=True)
+        return error.exit_code
+    except Exception as error:
+        if debug:
+            raise
+        click.echo(f"error: {type(error).__name__}: {error} (a defect of mlxforge: --debug shows where)", err=True)
+        return 1

@@ -1,0 +1,223 @@
+"""What is trained: LoRA, rsLoRA and DoRA layers of mlx-lm over chosen linear layers, or every weight.
+
+LoRA arXiv 2106.09685; rsLoRA 2312.03732 (scale alpha / sqrt(rank)); DoRA 2402.09353.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+from mlx_lm.tuner.lora import LoRALinear
+from mlx_lm.tuner.utils import linear_to_lora_layers
+
+from mlxforge.core.config import LoraSettings
+from mlxforge.core.errors import ConfigError, ModelError, did_you_mean
+from mlxforge.core.files import write_atomic
+
+LINEAR = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapters.safetensors"
+
+
+class DirectLoRALinear(LoRALinear):
+    """mlx-lm's layer with the update added inside the matrix product: one pass over the output instead of three.
+
+    The small matrices are cast to the input's type, so that a bfloat16 base computes in bfloat16 while they stay float32.
+    """
+
+    def __call__(self, x: mx.array) -> mx.array:
+        low = self.dropout(x) @ self.lora_a.astype(x.dtype)
+        return mx.addmm(self.linear(x), low, (self.scale * self.lora_b).astype(x.dtype))
+
+
+def scale(settings: LoraSettings) -> float:
+    """Factor of the update: alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
+    return settings.alpha / (math.sqrt(settings.rank) if settings.kind == "rslora" else settings.rank)
+
+
+def linear_layers(model: nn.Module) -> list[str]:
+    """Paths inside a block of every linear layer that any block has: ``self_attn.q_proj``, ``mlp.up_proj``, …"""
+    paths: dict[str, None] = {}
+    for layer in model.layers:
+        for path, module in layer.named_modules():
+            if isinstance(module, LINEAR):
+                paths.setdefault(path)
+    return list(paths)
+
+
+def target_paths(model: nn.Module, targets: list[str]) -> list[str]:
+    """The linear layers that ``targets`` name, by last part (``q_proj``) or whole path (``self_attn.q_proj``)."""
+    paths = linear_layers(model)
+    if targets == ["all"]:
+        return paths
+    known = set(paths) | {path.rpartition(".")[2] for path in paths}
+    for target in targets:
+        if target not in known:
+            raise ConfigError(f"lora.targets: the model has no linear layer '{target}'", fix=did_you_mean(target, known))
+    return [path for path in paths if path in targets or path.rpartition(".")[2] in targets]
+
+
+def adapter_config(model: nn.Module, settings: LoraSettings, base: str) -> dict[str, Any]:
+    """``adapter_config.json`` as mlx-lm reads it, with what mlx-lm has no word for under ``mlxforge``."""
+    depth = len(model.layers)
+    if settings.layers is not None and settings.layers > depth:
+        raise ConfigError(f"lora.layers: {settings.layers} layers asked, the model has {depth}", fix=f"at most {depth}")
+    return {
+        "model": base,
+        "fine_tune_type": {"rslora": "lora"}.get(settings.kind, settings.kind),
+        "num_layers": settings.layers or depth,
+        "lora_parameters": {
+            "rank": settings.rank,
+            "scale": scale(settings),
+            "dropout": settings.dropout,
+            "keys": target_paths(model, settings.targets),
+        },
+        "mlxforge": {"kind": settings.kind, "alpha": settings.alpha},
+    }
+
+
+def make_trainable(model: nn.Module, config: dict[str, Any], seed: int = 0) -> None:
+    """Freezes the model and makes what ``config`` (see :func:`adapter_config`) names trainable, in place."""
+    model.freeze()
+    last = model.layers[-config["num_layers"] :]
+    if config["fine_tune_type"] == "full":
+        whole = config["num_layers"] == len(model.layers)
+        for part in [model] if whole else last:
+            part.unfreeze()
+            # The packed weights of a quantized layer are whole numbers: there is no gradient to follow.
+            part.apply_to_modules(_freeze_quantized)
+        if not tree_flatten(model.trainable_parameters()):
+            raise ConfigError("lora.kind: full training needs a base that is not quantized", fix="use lora.kind=lora")
+        return
+    mx.random.seed(seed)
+    dora = config["fine_tune_type"] == "dora"
+    try:
+        linear_to_lora_layers(model, config["num_layers"], config["lora_parameters"], use_dora=dora)
+    except ValueError as error:
+        raise ConfigError(f"lora.kind: {error}", fix="choose lora.targets without these layers, or lora.kind=lora") from error
+    for module in model.modules():
+        if type(module) is LoRALinear:
+            module.__class__ = DirectLoRALinear
+
+
+def _freeze_quantized(_: str, module: nn.Module) -> None:
+    if hasattr(module, "bits") and hasattr(module, "scales"):
+        module.freeze()
+
+
+def trainable(model: nn.Module) -> dict[str, mx.array]:
+    """The trained arrays by dotted name."""
+    return dict(tree_flatten(model.trainable_parameters()))
+
+
+def save_adapter(directory: Path, weights: dict[str, mx.array], config: dict[str, Any]) -> None:
+    """Writes ``adapters.safetensors`` and ``adapter_config.json`` into ``directory`` (which should be a new one)."""
+    mx.save_safetensors(str(directory / WEIGHTS_FILE), weights, {"format": "mlx"})
+    write_atomic(directory / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+
+
+def read_adapter(directory: Path) -> tuple[dict[str, mx.array], dict[str, Any]]:
+    """The weights and the config of an adapter folder.
+
+    Raises:
+        ModelError: a file is missing, truncated or no adapter.
+    """
+    try:
+        config = json.loads((directory / CONFIG_FILE).read_text())
+        weights = dict(mx.load(str(directory / WEIGHTS_FILE)))
+        return weights, config | {"lora_parameters": config["lora_parameters"]}
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise ModelError(f"not a whole adapter: {error}", where=str(directory), fix="name a run or adapter folder") from error
+
+
+def load_weights(model: nn.Module, weights: dict[str, mx.array], where: str) -> None:
+    """Puts saved trained arrays in place; names and shapes must be exactly the model's own."""
+    own = trainable(model)
+    strange = [f"{name} {tuple(array.shape)}" for name, array in weights.items() if name not in own]
+    strange += [
+        f"{name} {tuple(array.shape)} where the model has {tuple(own[name].shape)}"
+        for name, array in weights.items()
+        if name in own and own[name].shape != array.shape
+    ]
+    missing = sorted(set(own) - set(weights))
+    if strange or missing:
+        first = (strange or [f"{missing[0]} is missing"])[0]
+        count = len(strange) + len(missing)
+        raise ModelError(
+            f"the adapter is of another model: {first} ({count} such tensors)",
+            where=where,
+            fix="use the base it was trained on",
+        )
+    model.load_weights(list(weights.items()), strict=False)
+
+
+def apply_adapter(model: nn.Module, directory: Path) -> dict[str, Any]:
+    """Loads an adapter folder onto a base model, in place; returns its config."""
+    weights, config = read_adapter(directory)
+    make_trainable(model, config)
+    load_weights(model, weights, str(directory))
+    return config
+
+
+def per_layer_type(model: nn.Module, mixin: Callable[[type], type]) -> None:
+    """Gives every block a class made by ``mixin`` from its own, one for each class of block; twice changes nothing."""
+    made: dict[type, type] = {}
+    for layer in model.layers:
+        kind = type(layer)
+        if getattr(kind, "_made_by", None) is mixin:
+            continue
+        if kind not in made:
+            made[kind] = mixin(kind)
+            made[kind]._made_by = mixin
+        layer.__class__ = made[kind]
+
+
+def checkpointed(kind: type) -> type:
+    """A block that keeps its input alone and computes its inside again in the backward pass."""
+
+    class Checkpointed(kind):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            # Arrays go through the checkpoint so that gradients reach them; masks and caches are closed over.
+            places = [i for i, arg in enumerate(args) if isinstance(arg, mx.array) and mx.issubdtype(arg.dtype, mx.floating)]
+
+            def inner(parameters: dict[str, Any], arrays: list[mx.array]) -> Any:
+                self.update(parameters)
+                filled = list(args)
+                for place, array in zip(places, arrays, strict=True):
+                    filled[place] = array
+                return kind.__call__(self, *filled, **kwargs)
+
+            return mx.checkpoint(inner)(self.trainable_parameters(), [args[i] for i in places])
+
+    Checkpointed.__name__ = kind.__name__
+    return Checkpointed
+
+
+def checkpoint_layers(model: nn.Module) -> None:
+    """Gradient checkpointing over every block, whatever its class."""
+    per_layer_type(model, checkpointed)
+
+
+def add_embedding_noise(model: nn.Module, alpha: float) -> None:
+    """NEFTune (arXiv 2310.05914): in training mode, uniform noise of size alpha / sqrt(L * D) on the input embeddings."""
+    if alpha <= 0:
+        return
+    embedding = next(m for m in model.modules() if isinstance(m, (nn.Embedding, nn.QuantizedEmbedding)))
+    kind = type(embedding)
+
+    class Noisy(kind):
+        def __call__(self, tokens: mx.array) -> mx.array:
+            vectors = kind.__call__(self, tokens)
+            if not self.training:
+                return vectors
+            size = alpha / math.sqrt(vectors.shape[-2] * vectors.shape[-1])
+            return vectors + mx.random.uniform(-size, size, vectors.shape).astype(vectors.dtype)
+
+    embedding.__class__ = Noisy
