@@ -1,0 +1,54 @@
+"""From a folder of documents to your own local model, on one Mac.
+
+>>> from mlxforge import CptConfig, train
+>>> result = train(CptConfig(model="tiny", data=["sample:handbook/documents"]))  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlxforge.api import dashboard, detect_model, list_runs, plain, plan, resume, train
+    from mlxforge.core.config import CptConfig, LoraSettings
+    from mlxforge.core.errors import MlxforgeError
+    from mlxforge.core.events import Control
+
+# Looked up when used, so that `import mlxforge` costs nothing.
+_EXPORTS = {
+    "Control": "mlxforge.core.events",
+    "CptConfig": "mlxforge.core.config",
+    "LoraSettings": "mlxforge.core.config",
+    "MlxforgeError": "mlxforge.core.errors",
+    "dashboard": "mlxforge.api",
+    "detect_model": "mlxforge.api",
+    "list_runs": "mlxforge.api",
+    "plain": "mlxforge.api",
+    "plan": "mlxforge.api",
+    "resume": "mlxforge.api",
+    "train": "mlxforge.api",
+}
+__all__ = [
+    "Control",
+    "CptConfig",
+    "LoraSettings",
+    "MlxforgeError",
+    "dashboard",
+    "detect_model",
+    "list_runs",
+    "plain",
+    "plan",
+    "resume",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'mlxforge' has no attribute '{name}'")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from mlxforge.core.errors import ConfigError, did_you_mean
+from mlxforge.core.files import embedded
 
 Count = Annotated[int, Meta(ge=1)]
 Positive = Annotated[float, Meta(gt=0)]
@@ -155,6 +156,10 @@ def yaml_layer(path: Path) -> Layer:
     """Reads a YAML file into dotted keys with their ``file:line``."""
     import yaml
 
+    # A bare name is one of the shipped presets: -c handbook-cpt.
+    shipped = embedded("configs", f"{path}.yaml")
+    if not path.exists() and path.name == str(path) and shipped.is_file():
+        path = shipped
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

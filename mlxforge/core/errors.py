@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class MlxforgeError(Exception):
@@ -60,9 +61,10 @@ class RunFailed(MlxforgeError):
 
 
 class Interrupted(MlxforgeError):
-    """Stopped by the user; the state is saved."""
+    """Stopped by the user; the state is saved. ``result`` is what the run had reached."""
 
     exit_code = 130
+    result: dict[str, Any] | None = None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -112,7 +112,6 @@ class Loop:
 
     def run(self) -> str:
         """Trains from the job's state to the last step, or to where the user or a failure ends it."""
-        self._restore()
         if self.state.step == 0:
             self._evaluate()
         while self.state.step < self.job.steps:
@@ -127,7 +126,7 @@ class Loop:
         total, count, metrics = self.job.loss(self.job.scorer, batch)
         return total, count, metrics
 
-    def _compute(self, batches: list[Batch]) -> Step:
+    def compute(self, batches: list[Batch]) -> Step:
         """Sums over the micro-batches, divided once."""
         total, count = mx.array(0.0), 0
         gradients: Any = None
@@ -151,7 +150,7 @@ class Loop:
         indices = range(first, min(first + self.settings.accumulate, len(self.job.stream)))
         mx.random.seed(self.settings.seed * 1_000_003 + state.step)
         self.model.train()
-        step = self._compute([self.job.stream.batch(index) for index in indices])
+        step = self.compute([self.job.stream.batch(index) for index in indices])
         rate = learning_rate(self.settings, state.step, self.job.steps)
         finite = _finite(step.loss) and _finite(norm := float(step.norm.item()))
         if finite:
@@ -271,7 +270,8 @@ class Loop:
         path = self.job.store.save(trainable(self.model), self.optimizer.state, plain)
         self.emit(Saved(step=self.state.step, path=os.fspath(path), best=best))
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """Takes up the last checkpoint, where there is one."""
         saved = self.job.store.load() if self.job.store else None
         if saved is None:
             return

@@ -1,0 +1,68 @@
+"""The Python API: the command line's verbs as functions, with the same configs, events and results.
+
+>>> from mlxforge import CptConfig, plain, train
+>>> config = CptConfig(model="tiny", data=["notes/"], epochs=2)
+>>> result = train(config, listeners=[plain()])  # doctest: +SKIP
+>>> result.path, result.result["valid"]["bpb"]  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from mlxforge.core.config import CptConfig
+from mlxforge.core.events import Control, Emit
+from mlxforge.runs import cpt
+from mlxforge.runs.training import RunResult
+
+
+def train(config: CptConfig, listeners: Sequence[Emit] = (), control: Control | None = None) -> RunResult:
+    """Trains as the config says; blocks until the run ends. ``listeners`` hear every event, ``control`` steers from outside.
+
+    Raises:
+        MlxforgeError: one clear line on what is wrong, where, and the fix.
+    """
+    return cpt.cpt(config, listeners, control)
+
+
+def resume(
+    run: str = "last", *, runs_dir: str = "runs", listeners: Sequence[Emit] = (), control: Control | None = None
+) -> RunResult:
+    """Goes on with an interrupted or killed run, by name, path or ``last``."""
+    return cpt.resume(run, runs_dir, listeners, control)
+
+
+def plan(config: CptConfig, listeners: Sequence[Emit] = ()) -> dict[str, Any]:
+    """What a run would do and need (rows, tokens, steps, memory in bytes by part, seconds); writes nothing."""
+    return cpt.dry_run(config, listeners)
+
+
+def list_runs(runs_dir: str = "runs") -> list[Any]:
+    """Summaries of the run directories, newest first."""
+    from mlxforge.runs import record
+
+    return record.list_runs(Path(runs_dir))
+
+
+def detect_model(name: str) -> dict[str, Any]:
+    """Family, template and end-of-turn tokens of a model folder or hub id, without its weights."""
+    from mlxforge.runs import models
+
+    return models.detect_model(name)
+
+
+def plain(stream: TextIO | None = None) -> Emit:
+    """A listener that writes one line for each thing worth knowing."""
+    from mlxforge.ui.plain import Plain
+
+    return Plain(stream or sys.stdout)
+
+
+def dashboard(control: Control | None = None) -> Any:
+    """The live dashboard as a context manager that yields a listener: ``with dashboard() as show: train(c, [show])``."""
+    from mlxforge.ui.listen import listeners
+
+    return listeners("auto", control)

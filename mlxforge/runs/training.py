@@ -1,0 +1,272 @@
+"""What every training run does around the loop: its directory, lock, log, signals, result, and how it goes on after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from mlxforge.core.config import T, TrainSettings, from_dict, to_dict, to_yaml
+from mlxforge.core.errors import ConfigError, Interrupted, MlxforgeError, RunError, RunFailed
+from mlxforge.core.eventlog import EventLog
+from mlxforge.core.events import Control, Emit, RunEnded, RunStarted, fan_out
+from mlxforge.core.files import locked, new_directory
+from mlxforge.runs.record import find_run, write_record
+
+CONFIG, RECORD, EVENTS = "config.yaml", "run.json", "events.jsonl"
+PACKAGES = ("mlxforge", "mlx", "mlx-lm", "numpy", "tokenizers", "transformers")
+
+
+class Prepared(Protocol):
+    """What a verb hands over: everything is read and checked, nothing is trained yet."""
+
+    plan: dict[str, Any]
+    lineage: dict[str, Any]
+
+    def job(self, run: Path | None, event_offset: Callable[[], int]) -> Any:
+        """The loop's job; checkpoints go to ``run``."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came out of a run. ``result`` is the object that ``--json`` prints and ``run.json`` keeps."""
+
+    path: Path
+    status: str
+    result: dict[str, Any]
+    next_steps: list[str] = field(default_factory=list)
+
+
+def new_run(settings: TrainSettings, objective: str, lineage: dict[str, Any]) -> Path:
+    """Creates the run directory, whole, with ``config.yaml`` and ``run.json``.
+
+    Raises:
+        RunError: the name is taken.
+    """
+    name = settings.name or f"{objective}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if Path(name).name != name or name.startswith("."):
+        raise ConfigError(f"'{name}' is no name for a run", where="name", fix="use letters, digits, '-' and '_'")
+    path = Path(settings.runs_dir) / name
+    if path.exists():
+        raise RunError("a run of this name exists", where=str(path), fix=f"go on with --resume {name}, or choose another --name")
+    record = {
+        "name": name,
+        "objective": objective,
+        "status": "running",
+        "created": time.time(),
+        "model": settings.model,
+        "lineage": lineage,
+    }
+    with new_directory(path) as directory:
+        (directory / CONFIG).write_text(to_yaml(settings))
+        (directory / RECORD).write_text(json.dumps(record, indent=2))
+        (directory / EVENTS).touch()
+        (directory / "checkpoints").mkdir()
+    return path
+
+
+def resumed(settings: type[T], runs_dir: str, name: str) -> tuple[Path, T, dict[str, Any]]:
+    """Directory, settings and record of a run to go on with.
+
+    Raises:
+        RunError: no such run, a damaged one, or one that is finished.
+    """
+    path = find_run(name or "last", Path(runs_dir))
+    try:
+        record: dict[str, Any] = json.loads((path / RECORD).read_text())
+        import yaml
+
+        values = yaml.safe_load((path / CONFIG).read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"the run is damaged: {error}", where=str(path), fix="start a new run") from error
+    if record.get("status") == "finished":
+        raise RunError("this run is finished", where=str(path), fix="start a new run, with more epochs perhaps")
+    return path, from_dict(settings, values, where=str(path / CONFIG)), record
+
+
+def check_same_data(record: dict[str, Any], lineage: dict[str, Any], path: Path) -> None:
+    """A resumed run needs the model and the data that it began with."""
+    for part in ("model", "data"):
+        old, new = record["lineage"].get(part), lineage.get(part)
+        if old != new:
+            raise RunError(f"the {part} changed since the run began", where=str(path), fix=f"bring the old {part} back, or start a new run")
+
+
+def lineage_of(settings: TrainSettings, model: dict[str, Any], data: dict[str, str]) -> dict[str, Any]:
+    """Where a run comes from: base model, data, seed, versions, machine."""
+    return {
+        "model": model,
+        "data": data,
+        "parent": None,
+        "seed": settings.seed,
+        "packages": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+@contextmanager
+def interruptible(control: Control) -> Iterator[None]:
+    """Ctrl-C ends the run after the step at hand, its state saved; a second one stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(_: int, __: Any) -> None:
+        if control.interrupted:
+            raise KeyboardInterrupt
+        control.interrupted = control.finish = True
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def execute(
+    settings: TrainSettings,
+    objective: str,
+    prepared: Prepared,
+    emit: Emit,
+    control: Control,
+    resume: tuple[Path, dict[str, Any]] | None = None,
+) -> RunResult:
+    """Runs a prepared job in a run directory, from the start or from its last checkpoint.
+
+    Raises:
+        RunFailed: training could not go on; the record says why, what was saved stays.
+        Interrupted: the user stopped it by a signal; the state is saved.
+    """
+    if resume:
+        path, record = resume
+        check_same_data(record, prepared.lineage, path)
+    else:
+        path = new_run(settings, objective, prepared.lineage)
+        record = json.loads((path / RECORD).read_text())
+    with locked(path), EventLog(path / EVENTS) as log, interruptible(control):
+        run = _Run(settings, objective, path, record, fan_out([log, emit]))
+        return run.train(prepared.job(path, log.offset), prepared.plan, log, control)
+
+
+@dataclass
+class _Run:
+    settings: TrainSettings
+    objective: str
+    path: Path
+    record: dict[str, Any]
+    emit: Emit
+
+    def train(self, job: Any, plan: dict[str, Any], log: EventLog, control: Control) -> RunResult:
+        from mlxforge.train.loop import Loop
+
+        write_record(self.path, self.record | {"status": "running"})
+        loop = Loop(job, self.emit, control)
+        try:
+            loop.restore()
+            log.truncate(job.state.events if job.state.step else 0)
+            self.emit(
+                RunStarted(
+                    run=self.path.name, objective=self.objective, path=str(self.path), config=to_dict(self.settings),
+                    plan=plan, step=job.state.step,
+                )  # fmt: skip
+            )
+            status = loop.run()
+        except KeyboardInterrupt:
+            self._end(job.state, "interrupted", "stopped at once; the last checkpoint stays")
+            raise
+        except BaseException as error:
+            self._end(job.state, "failed", str(error))
+            if isinstance(error, MlxforgeError) and not isinstance(error, RunFailed):
+                raise RunFailed(str(error), where=str(self.path), fix=f"then: --resume {self.path.name}") from error
+            raise
+        ended = self._end(job.state, status, "")
+        if control.interrupted:
+            stop = Interrupted(f"interrupted after step {job.state.step}; the state is saved", fix=ended.next_steps[0])
+            stop.result = ended.result
+            raise stop
+        return ended
+
+    def _end(self, state: Any, status: str, reason: str) -> RunResult:
+        result = self.result(state, status)
+        steps = next_steps(self.path, self.settings, self.objective, status, result)
+        write_record(self.path, self.record | {"status": status, "reason": reason, "ended": time.time(), "result": result})
+        self.emit(
+            RunEnded(run=self.path.name, status=status, step=state.step, result=result, next_steps=steps, reason=reason)
+        )
+        return RunResult(self.path, status, result, steps)
+
+    def result(self, state: Any, status: str) -> dict[str, Any]:
+        """The one result object: contract of ``--json`` and of ``run.json``."""
+        before, after = state.before, state.scores
+        figures = ("loss", "perplexity", "bpb")
+
+        def three(scores: dict[str, Any], name: str) -> dict[str, Any] | None:
+            return {key: scores[name][key] for key in figures} if name in scores else None
+
+        return {
+            "run": self.path.name,
+            "path": str(self.path),
+            "objective": self.objective,
+            "status": status,
+            "steps": state.step,
+            "tokens": state.tokens,
+            "trained_tokens": state.trained,
+            "train_loss": state.train_loss,
+            "valid": three(after, "valid"),
+            "before": three(before, "valid"),
+            "retention": {"before": three(before, "retention"), "after": three(after, "retention")},
+            "best": msgspec.to_builtins(state.best),
+            "task": {},
+            "skipped_updates": state.skipped,
+            "tokens_per_second": state.tokens / state.seconds if state.seconds else None,
+            "peak_memory_bytes": state.peak_memory,
+        }
+
+
+def tool(name: str) -> str:
+    """A program of this environment as the user can call it from here."""
+    beside = Path(sys.executable).parent / name
+    on_path = any(Path(folder) == beside.parent for folder in os.environ.get("PATH", "").split(os.pathsep))
+    return name if on_path or not beside.exists() else os.path.relpath(beside)
+
+
+def next_steps(
+    path: Path, settings: TrainSettings, objective: str, status: str, result: dict[str, Any]
+) -> list[str]:
+    """Commands that fit the result."""
+    where = "" if settings.runs_dir == "runs" else f" --runs-dir {settings.runs_dir}"
+    if status != "finished":
+        return [f"{tool('mlxforge')} {objective}{where} --resume {path.name}"]
+    from mlxforge.models.load import resolve_model
+
+    model = os.path.relpath(resolve_model(settings.model)) if settings.model == "tiny" else settings.model
+    steps = [
+        f'{tool("mlx_lm.generate")} --model {model} --adapter-path {path} --ignore-chat-template --prompt "..."',
+        f"{tool('mlxforge')} runs plot{where} {path.name} -o curves.png",
+    ]
+    best, retention = result["best"], result["retention"]
+    if best and best["step"] < result["steps"]:
+        steps.append(f"over-fitting after step {best['step']}: the best weights are kept; fewer --epochs would save the time")
+    if retention["before"] and retention["after"] and retention["after"]["loss"] > retention["before"]["loss"] + 0.2:
+        steps.append("general text got harder: mix some in with --replay FILE --replay-ratio 0.25")
+    return steps
