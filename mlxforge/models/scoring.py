@@ -8,6 +8,7 @@ vocabulary of 150,000 would need 2.5 GB for the logits alone; a chunk needs 64 M
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -45,7 +46,9 @@ class Scorer:
         while "language_model" in self.inner:
             self.inner = self.inner["language_model"]
         self.layers = len(model.layers)
-        self.split = "model" in self.inner and self._splits()
+        # Weights anywhere else would get no gradient from a chunk.
+        known = set(self.inner.children()) <= {"model", "lm_head"} and "model" in self.inner
+        self.split = known and ("lm_head" in self.inner or "embed_tokens" in self.inner["model"]) and self._splits()
         self.factor = self._linear_factor() if self.split else None
 
     def hidden(self, tokens: mx.array, segments: mx.array | None = None) -> mx.array:
@@ -70,10 +73,7 @@ class Scorer:
 
     def output_layer(self) -> nn.Module:
         """The layer whose weights make the logits: ``lm_head``, or the tied embedding."""
-        return self.inner["lm_head"] if "lm_head" in self.inner else self._embedding()
-
-    def _embedding(self) -> nn.Module:
-        return self.inner["model"]["embed_tokens"]
+        return self.inner["lm_head"] if "lm_head" in self.inner else self.inner["model"]["embed_tokens"]
 
     def _head_trained(self) -> bool:
         return bool(self.output_layer().trainable_parameters())
@@ -88,10 +88,7 @@ class Scorer:
 
     def _linear_factor(self) -> float | None:
         """c where head(h) == c * (h @ W.T) for small and for large h; None where the head is more than that."""
-        try:
-            layer = self.output_layer()
-        except KeyError:
-            return None
+        layer = self.output_layer()
         if not isinstance(layer, (nn.Linear, nn.QuantizedLinear, nn.Embedding, nn.QuantizedEmbedding)) or "bias" in layer:
             return None
         width = self.hidden(mx.array([[0]])).shape[-1]
@@ -118,18 +115,14 @@ class Scorer:
             logits = self.head(h).astype(mx.float32)
             return mx.take_along_axis(logits, t[:, None], axis=-1)[:, 0] - mx.logsumexp(logits, axis=-1)
 
-        score = mx.checkpoint(score)
-        size = chunk_rows(self.vocabulary())
+        size = chunk_rows(self.output_layer().weight.shape[0] if self.split else hidden.shape[-1])
         parts: list[mx.array] = []
         for i in range(0, hidden.shape[0], size):
             h = mx.depends(hidden[i : i + size], parts[-1]) if parts else hidden[:size]
-            parts.append(score(head.trainable_parameters(), h, targets[i : i + size]))
+            # Targets are closed over: a checkpoint asks for gradients to all its arguments, and indices have none.
+            chunk = mx.checkpoint(partial(score, t=targets[i : i + size]))
+            parts.append(chunk(head.trainable_parameters(), h))
         return mx.concatenate(parts)
-
-    def vocabulary(self) -> int:
-        """Rows of the output head."""
-        rows: int = self.output_layer().weight.shape[0]
-        return rows
 
 
 def chunk_rows(vocabulary: int) -> int:
