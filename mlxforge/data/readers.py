@@ -1,0 +1,282 @@
+"""Files as records: one reader a suffix, each streaming, so that memory does not grow with the file.
+
+A reader never raises on bad content: it reports to ``Reading`` and goes on where it can, so that every bad row is told at once.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mlxforge.core.errors import DataError, MissingExtraError
+
+SHOWN = 20  # problems told in words; the rest are counted
+BLOCK = 1 << 20  # bytes of a text file read at a time
+LONGEST_LINE = 1 << 27  # bytes; a longer row would break the bound on memory
+LARGEST_JSON = 1 << 28  # bytes; a .json array cannot be streamed
+PARQUET_ROWS = 256
+
+
+class Reading:
+    """What was met while reading: input bytes so far (of ``total``), and every problem, the first 20 in words."""
+
+    def __init__(self, total: int = 0) -> None:
+        self.bytes, self.total = 0, total
+        self.bad = 0
+        self.lines: list[str] = []
+
+    def problem(self, what: str, where: str, fix: str = "") -> None:
+        """Notes one bad row or file."""
+        self.bad += 1
+        if self.bad <= SHOWN:
+            self.lines.append(str(DataError(what, where=where, fix=fix)))
+
+    def check(self) -> None:
+        """Raises a DataError with a line for each of the first 20 problems, and their number, if there were any."""
+        if self.bad > 1:
+            more = f", the first {SHOWN} are shown" if self.bad > SHOWN else ""
+            self.lines.append(f"{self.bad} problems in all{more}")
+        if self.bad:
+            raise DataError("\n".join(self.lines))
+
+
+@dataclass(frozen=True)
+class Record:
+    """A row of a data file: its values by key, and where it stands (``file:line``)."""
+
+    values: dict[str, Any]
+    origin: str
+
+
+class FileText:
+    """A text file as one text, read in blocks of at most 1 MB; a UTF-8 byte order mark is left out, all else is kept."""
+
+    def __init__(self, path: Path, reading: Reading) -> None:
+        self.path, self.reading = path, reading
+        self.origin = shown(path)
+
+    def __iter__(self) -> Iterator[str]:
+        with reported(self.path, self.reading), open(self.path, "rb") as file:
+            yield from self._decoded(file)
+
+    def _decoded(self, blocks: Any) -> Iterator[str]:
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        taken = 0
+        while True:
+            block = blocks.read(BLOCK)
+            pending = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                not_utf8(self.reading, self.origin, taken - pending + error.start)
+                return
+            if taken == 0:
+                text = text.removeprefix("\ufeff")
+            taken += len(block)
+            self.reading.bytes += len(block)
+            if text:
+                yield text
+            if not block:
+                return
+
+
+Reader = Callable[[Path, Reading], Iterator[Record | FileText]]
+
+
+@contextmanager
+def reported(path: Path, reading: Reading) -> Iterator[None]:
+    """Turns an operating system's refusal to read ``path`` into a problem."""
+    try:
+        yield
+    except OSError as error:
+        reading.problem(f"cannot read: {error.strerror or plain(error)}", shown(path))
+
+
+def shown(path: Path) -> str:
+    """A path for messages: posix slashes, and no byte that a terminal cannot print."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "replace")
+
+
+def not_utf8(reading: Reading, where: str, offset: int) -> None:
+    """Reports the first byte of a file, or of a line of it, that is not UTF-8."""
+    reading.problem(f"not UTF-8 at byte {offset}", where, "save it as UTF-8: iconv -f ENCODING -t UTF-8 FILE")
+
+
+def read_text(path: Path, reading: Reading) -> Iterator[FileText]:
+    """A text file is one document."""
+    yield FileText(path, reading)
+
+
+def lines(path: Path, reading: Reading) -> Iterator[tuple[int, str]]:
+    """The lines of a file, ends kept, as (number from 1, text)."""
+    offset = 0
+    with open(path, "rb") as file:
+        for number in itertools.count(1):
+            line = file.readline(LONGEST_LINE + 1)
+            if not line:
+                return
+            if len(line) > LONGEST_LINE:
+                reading.problem(f"a line of more than {LONGEST_LINE >> 20} MB", f"{shown(path)}:{number}", "split the row")
+                return
+            start = 3 if number == 1 and line.startswith(codecs.BOM_UTF8) else 0
+            try:
+                yield number, line[start:].decode("utf-8")
+            except UnicodeDecodeError as error:
+                not_utf8(reading, f"{shown(path)}:{number}", offset + start + error.start)
+            offset += len(line)
+            reading.bytes += len(line)
+
+
+def read_jsonl(path: Path, reading: Reading) -> Iterator[Record]:
+    """An object a line; empty lines are passed over."""
+    for number, line in lines(path, reading):
+        if not line.isspace():
+            origin = f"{shown(path)}:{number}"
+            try:
+                values = msgspec.json.decode(line)
+            except (msgspec.DecodeError, RecursionError) as error:
+                reading.problem(f"broken JSON: {plain(error)}", origin)
+                continue
+            yield from record(values, origin, reading)
+
+
+def read_json(path: Path, reading: Reading) -> Iterator[Record]:
+    """An array of objects, or objects a line under the wrong suffix."""
+    if first_byte(path) != b"[":
+        yield from read_jsonl(path, reading)
+        return
+    if path.stat().st_size > LARGEST_JSON:
+        reading.problem(f"a JSON array of more than {LARGEST_JSON >> 20} MB", shown(path), "write .jsonl, which is streamed")
+        return
+    content = path.read_bytes()
+    reading.bytes += len(content)
+    try:
+        rows = msgspec.json.decode(content.removeprefix(codecs.BOM_UTF8).decode("utf-8"))
+    except UnicodeDecodeError as error:
+        not_utf8(reading, shown(path), error.start + (3 if content.startswith(codecs.BOM_UTF8) else 0))
+        return
+    except (msgspec.DecodeError, RecursionError) as error:
+        reading.problem(f"broken JSON: {plain(error)}", shown(path))
+        return
+    for number, values in enumerate(rows, 1):
+        yield from record(values, f"{shown(path)}:row {number}", reading)
+
+
+def first_byte(path: Path) -> bytes:
+    """The first byte of a file that is neither a byte order mark nor white space."""
+    with open(path, "rb") as file:
+        return file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+
+
+def record(values: Any, origin: str, reading: Reading) -> Iterator[Record]:
+    """The values as a record if they are an object."""
+    if isinstance(values, dict):
+        yield Record(values, origin)
+    else:
+        reading.problem(f"a row is an object with keys, not {type(values).__name__}", origin, 'such as {"text": "..."}')
+
+
+def plain(error: BaseException) -> str:
+    """The first line of an error's message, without the prefix that repeats what we say."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return text.removeprefix("JSON is malformed: ")
+
+
+def read_csv(path: Path, reading: Reading) -> Iterator[Record]:
+    """Comma-separated values; the first row names the keys. Stops at the first problem: what follows is not to be trusted."""
+    csv.field_size_limit(sys.maxsize)  # the default refuses a cell of more than 128 KB
+    before = reading.bad
+    rows = csv.reader((line for _, line in lines(path, reading)), strict=True)
+    try:
+        header = next(rows, None)
+        start = rows.line_num + 1
+        for cells in rows:
+            if reading.bad > before:
+                return
+            origin, start = f"{shown(path)}:{start}", rows.line_num + 1
+            if header is None or len(cells) != len(header):
+                if cells:  # an empty line has no cells and is passed over
+                    reading.problem(f"{len(cells)} cells under {len(header or ())} names", origin)
+                continue
+            yield Record(dict(zip(header, cells, strict=True)), origin)
+    except csv.Error as error:
+        reading.problem(f"broken CSV: {error}", f"{shown(path)}:{rows.line_num}")
+
+
+def read_parquet(path: Path, reading: Reading) -> Iterator[Record]:
+    """The rows of a Parquet file, a few hundred at a time."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtraError("pyarrow", "parquet", f"reading {shown(path)}") from None
+    size, number = path.stat().st_size, 0
+    try:
+        with pyarrow.parquet.ParquetFile(path, buffer_size=BLOCK, pre_buffer=False) as file:
+            count = max(file.metadata.num_rows, 1)
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Record(values, f"{shown(path)}:row {number}")
+                reading.bytes += size * number // count - size * (number - batch.num_rows) // count
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        reading.problem(f"not a readable Parquet file: {plain(error)}", shown(path))
+
+
+READERS: dict[str, Reader] = {
+    ".txt": read_text,
+    ".md": read_text,
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".json": read_json,
+    ".parquet": read_parquet,
+    ".csv": read_csv,
+}
+
+
+def read_file(path: Path, reading: Reading) -> Iterator[Record | FileText]:
+    """The records of a file, by the reader of its suffix."""
+    with reported(path, reading):
+        yield from READERS[path.suffix.lower()](path, reading)
+
+
+def read_hub(name: str, config: str | None, split: str, origin: str) -> Iterator[Record]:
+    """The rows of a Hugging Face dataset, streamed; ``name`` may be a local folder.
+
+    Raises:
+        DataError: with one line for whatever ``datasets`` could not do.
+        MissingExtraError: without the package ``datasets``.
+    """
+    rows = iter(_hub_rows(name, config, split, origin))
+    for number in itertools.count(1):
+        try:
+            values = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:
+            # datasets raises errors of many libraries; none tells a user more than its first line.
+            raise DataError(f"cannot read the dataset: {plain(error)}", where=origin) from error
+        yield Record(dict(values), f"{origin}:row {number}")
+
+
+def _hub_rows(name: str, config: str | None, split: str, origin: str) -> Iterable[Any]:
+    try:
+        import datasets
+    except ImportError:
+        raise MissingExtraError("datasets", "hub", f"reading {origin}") from None
+    datasets.disable_progress_bars()
+    try:
+        rows: Iterable[Any] = datasets.load_dataset(name, config, split=split, streaming=True)
+    except Exception as error:
+        raise DataError(f"cannot open the dataset: {plain(error)}", where=origin) from error
+    return rows
