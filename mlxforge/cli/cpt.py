@@ -19,7 +19,11 @@ LAST = "last"
 @click.command()
 @setting_options(CptConfig)
 @click.option(
-    "--resume", is_flag=False, flag_value=LAST, metavar="[RUN]", help="Go on with an interrupted or killed run (default: the last)."
+    "--resume",
+    is_flag=False,
+    flag_value=LAST,
+    metavar="[RUN]",
+    help="Go on with an interrupted or killed run (default: the last).",
 )
 @click.option("--dry-run", is_flag=True, help="Print the resolved settings and the plan; write nothing.")
 @click.option("--plain", "mode", flag_value="plain", help="Lines instead of the dashboard.")

@@ -7,12 +7,14 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mlxforge.core.errors import MlxforgeError, RunError
 
+TEMPORARY = ".unfinished"  # suffix of what is being written; a process that was killed leaves it behind
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -56,7 +58,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     """Replaces ``path`` in one step: a reader, or a machine that dies, sees the old file or the new one."""
     data = content.encode() if isinstance(content, str) else content
     with disk_errors(path):
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
@@ -78,7 +80,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY))
         try:
             yield temporary
             for file in temporary.rglob("*"):
@@ -97,11 +99,22 @@ def new_directory(path: Path) -> Iterator[Path]:
 def point(link: Path, target: str) -> None:
     """Makes ``link`` a relative symbolic link to ``target``, in one step."""
     with disk_errors(link):
-        temporary = link.with_name(f".{link.name}.{os.getpid()}")
+        temporary = link.with_name(f".{link.name}{TEMPORARY}")
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(target)
         os.replace(temporary, link)
         sync(link.parent)
+
+
+def sweep(directory: Path, older_than: float = 0.0) -> None:
+    """Removes what killed processes left unfinished in ``directory``, if it is older than some seconds."""
+    for path in directory.glob(f".*{TEMPORARY}"):
+        if time.time() - path.lstat().st_mtime < older_than:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from mlxforge.core.errors import DataError
 from mlxforge.core.events import Emit, Noted, Progress, ignore
-from mlxforge.core.files import bytes_hash, new_directory
+from mlxforge.core.files import bytes_hash, new_directory, sweep
 from mlxforge.data.boundaries import Marks, token_marks
 from mlxforge.data.pieces import PIECE, ahead, anchor_ids, encode_pieces, pieces
 from mlxforge.data.readers import Reading
@@ -26,6 +26,7 @@ FORMAT = 1  # raise it when the files or the way to cut and encode change
 BATCH = 1 << 21  # characters encoded at a time
 OVERHEAD = 64  # characters that a short piece counts besides its own, for the objects around it
 DIGEST = 16  # bytes
+DAY = 86_400.0  # seconds after which an unfinished cache is nobody's work any more
 
 Ints = npt.NDArray[np.int64]
 
@@ -159,6 +160,7 @@ def prepare(
     weights = tuple(given.source.weight for given in inputs)
     found = load(folder, weights)
     if found is None:
+        sweep(cache, older_than=DAY)
         with new_directory(folder) as temporary:
             _write(temporary, inputs, mapping or {}, encoder, emit)
         found = load(folder, weights)

@@ -187,5 +187,3 @@ def memory_limit() -> int:
 
     limit = mx.device_info().get("max_recommended_working_set_size") if mx.metal.is_available() else None
     return int(limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-
-

@@ -54,7 +54,9 @@ def read_text(settings: TrainSettings, encoder: Encoder, emit: Emit, cache: Path
         DataError: see :func:`mlxforge.data.tokens.prepare`.
     """
     if not settings.data:
-        raise ConfigError("no data", where="data", fix="name files or folders: --data PATH; a sample: --data sample:handbook/documents")
+        raise ConfigError(
+            "no data", where="data", fix="name files or folders: --data PATH; a sample: --data sample:handbook/documents"
+        )
     if bool(settings.replay) != (settings.replay_ratio > 0):
         raise ConfigError("replay and replay_ratio go together", where="replay", fix="give both, such as replay_ratio=0.25")
     folder = cache or cache_dir() / "tokens"
@@ -98,7 +100,9 @@ def make_encoder(tokenizer: Any, path: Path, fast: Any) -> Encoder:
     """The encoder of a model: documents begin with BOS, or with EOS where there is none, and end with EOS."""
     end = tokenizer.eos_token_id
     if end is None:
-        raise ModelError("the tokenizer has no end-of-text token", where=str(path), fix="set eos_token in tokenizer_config.json")
+        raise ModelError(
+            "the tokenizer has no end-of-text token", where=str(path), fix="set eos_token in tokenizer_config.json"
+        )
     start = tokenizer.bos_token_id
     backend = fast or getattr(getattr(tokenizer, "_tokenizer", tokenizer), "backend_tokenizer", None)
     if backend is None:

@@ -23,9 +23,9 @@ from mlxforge.core.errors import ConfigError, Interrupted, MlxforgeError, RunErr
 from mlxforge.core.eventlog import EventLog
 from mlxforge.core.events import Control, Emit, RunEnded, RunStarted, fan_out
 from mlxforge.core.files import locked, new_directory
-from mlxforge.runs.record import find_run, write_record
+from mlxforge.runs.record import CONFIG, EVENTS, RECORD, find_run, write_record
 
-CONFIG, RECORD, EVENTS = "config.yaml", "run.json", "events.jsonl"
+
 PACKAGES = ("mlxforge", "mlx", "mlx-lm", "numpy", "tokenizers", "transformers")
 
 
@@ -60,7 +60,9 @@ def new_run(settings: TrainSettings, objective: str, lineage: dict[str, Any]) ->
         raise ConfigError(f"'{name}' is no name for a run", where="name", fix="use letters, digits, '-' and '_'")
     path = Path(settings.runs_dir) / name
     if path.exists():
-        raise RunError("a run of this name exists", where=str(path), fix=f"go on with --resume {name}, or choose another --name")
+        raise RunError(
+            "a run of this name exists", where=str(path), fix=f"go on with --resume {name}, or choose another --name"
+        )
     record = {
         "name": name,
         "objective": objective,
@@ -101,7 +103,9 @@ def check_same_data(record: dict[str, Any], lineage: dict[str, Any], path: Path)
     for part in ("model", "data"):
         old, new = record["lineage"].get(part), lineage.get(part)
         if old != new:
-            raise RunError(f"the {part} changed since the run began", where=str(path), fix=f"bring the old {part} back, or start a new run")
+            raise RunError(
+                f"the {part} changed since the run began", where=str(path), fix=f"bring the old {part} back, or start a new run"
+            )
 
 
 def lineage_of(settings: TrainSettings, model: dict[str, Any], data: dict[str, str]) -> dict[str, Any]:
@@ -179,15 +183,19 @@ class _Run:
     def train(self, job: Any, plan: dict[str, Any], log: EventLog, control: Control) -> RunResult:
         from mlxforge.train.loop import Loop
 
-        write_record(self.path, self.record | {"status": "running"})
         loop = Loop(job, self.emit, control)
+        loop.restore()
+        write_record(self.path, self.record | {"status": "running"})
         try:
-            loop.restore()
             log.truncate(job.state.events if job.state.step else 0)
             self.emit(
                 RunStarted(
-                    run=self.path.name, objective=self.objective, path=str(self.path), config=to_dict(self.settings),
-                    plan=plan, step=job.state.step,
+                    run=self.path.name,
+                    objective=self.objective,
+                    path=str(self.path),
+                    config=to_dict(self.settings),
+                    plan=plan,
+                    step=job.state.step,
                 )  # fmt: skip
             )
             status = loop.run()
@@ -210,9 +218,7 @@ class _Run:
         result = self.result(state, status)
         steps = next_steps(self.path, self.settings, self.objective, status, result)
         write_record(self.path, self.record | {"status": status, "reason": reason, "ended": time.time(), "result": result})
-        self.emit(
-            RunEnded(run=self.path.name, status=status, step=state.step, result=result, next_steps=steps, reason=reason)
-        )
+        self.emit(RunEnded(run=self.path.name, status=status, step=state.step, result=result, next_steps=steps, reason=reason))
         return RunResult(self.path, status, result, steps)
 
     def result(self, state: Any, status: str) -> dict[str, Any]:
@@ -250,9 +256,7 @@ def tool(name: str) -> str:
     return name if on_path or not beside.exists() else os.path.relpath(beside)
 
 
-def next_steps(
-    path: Path, settings: TrainSettings, objective: str, status: str, result: dict[str, Any]
-) -> list[str]:
+def next_steps(path: Path, settings: TrainSettings, objective: str, status: str, result: dict[str, Any]) -> list[str]:
     """Commands that fit the result."""
     where = "" if settings.runs_dir == "runs" else f" --runs-dir {settings.runs_dir}"
     if status != "finished":

@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from mlxforge.core.errors import RunError
-from mlxforge.core.files import disk_errors, new_directory, point, sync
+from mlxforge.core.files import TEMPORARY, disk_errors, new_directory, point, sweep, sync
 from mlxforge.models.lora import CONFIG_FILE, WEIGHTS_FILE, save_adapter
 
 OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "state.json"
@@ -58,7 +57,7 @@ class CheckpointStore:
         source = self.path(best)
         point(self.run / "best", f"checkpoints/{source.name}")
         for name in (CONFIG_FILE, WEIGHTS_FILE):
-            temporary = self.run / f".{name}.new"
+            temporary = self.run / f".{name}{TEMPORARY}"
             with disk_errors(self.run / name):
                 temporary.unlink(missing_ok=True)
                 shutil.copyfile(source / name, temporary)
@@ -71,7 +70,8 @@ class CheckpointStore:
         Raises:
             RunError: the checkpoint is damaged; it names the whole ones that are left.
         """
-        self._clean()
+        sweep(self.run)
+        sweep(self.folder)
         link = self.run / "last"
         if not link.is_symlink():
             return None
@@ -92,11 +92,6 @@ class CheckpointStore:
 
     def _steps(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if path.is_dir())
-
-    def _clean(self) -> None:
-        """Removes what a killed save left half-written."""
-        for path in self.folder.glob(".step-*"):
-            shutil.rmtree(path, ignore_errors=True)
 
     def _prune(self, state: dict[str, Any]) -> None:
         # A resumed run may find checkpoints of a later step that it will reach again: they are of the same run, but stale.
@@ -133,9 +128,3 @@ def _save_arrays(write: Any, directory: Path) -> None:
     except RuntimeError as error:
         free = shutil.disk_usage(directory).free
         raise OSError(28 if free < 1 << 20 else 5, str(error)) from error
-
-
-def steps_of(run: Path) -> Iterator[int]:
-    """The steps that a run has checkpoints of, in order."""
-    for path in sorted((run / "checkpoints").glob("step-*")):
-        yield int(path.name.removeprefix("step-"))

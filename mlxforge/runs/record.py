@@ -1,0 +1,208 @@
+"""Run directories as they lie on the disk: what each one is, which one a name means, whether its process still lives."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mlxforge.core.config import CptConfig, Settings, TrainSettings, walk
+from mlxforge.core.errors import RunError, did_you_mean
+from mlxforge.core.files import write_atomic
+
+RECORD = "run.json"
+CONFIG = "config.yaml"
+EVENTS = "events.jsonl"
+LAST = "last"
+SETTINGS: dict[str, type[Settings]] = {"cpt": CptConfig}
+
+
+class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of ``runs list``. ``damaged`` says what is wrong with the record, empty where nothing is."""
+
+    name: str
+    path: str
+    objective: str = ""
+    status: str = ""
+    created: str = ""
+    model: str = ""
+    steps: int | None = None
+    loss: float | None = None
+    bpb: float | None = None
+    damaged: str = ""
+
+
+def write_record(run: Path, record: Mapping[str, Any]) -> None:
+    """Replaces ``run/run.json`` in one step. Numbers that are not finite become null: the file is JSON for every reader.
+
+    Raises:
+        MlxforgeError: the disk is full or the folder forbidden.
+    """
+    plain = msgspec.json.decode(msgspec.json.encode(record))
+    write_atomic(run / RECORD, json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """The content of ``run/run.json``.
+
+    Raises:
+        RunError: it is missing or not a JSON object.
+    """
+    path = run / RECORD
+    try:
+        record = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise RunError(f"no {RECORD}", where=str(run), fix="is this a run directory?") from None
+    except OSError as error:
+        raise RunError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    except ValueError as error:
+        raise RunError(f"damaged: {error}", where=str(path), fix="a resumed run writes it anew") from error
+    if not isinstance(record, dict):
+        raise RunError("damaged: not a JSON object", where=str(path), fix="a resumed run writes it anew")
+    return record
+
+
+def is_live(run: Path) -> bool:
+    """Whether a process holds the run's lock. Changes nothing and creates nothing."""
+    try:
+        with open(run / ".lock") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def status_of(run: Path, record: Mapping[str, Any]) -> str:
+    """The recorded status; 'running' without a process means that it was killed and can go on."""
+    status = str(record.get("status") or "unknown")
+    return "stopped (resumable)" if status == "running" and not is_live(run) else status
+
+
+def summarise(run: Path) -> RunSummary:
+    """One run for the list; a record that cannot be read is told, not raised."""
+    try:
+        record = read_record(run)
+    except RunError as error:
+        return RunSummary(name=run.name, path=str(run), status="damaged", created=_day(run.stat().st_mtime), damaged=error.what)
+    result = _mapping(record.get("result"))
+    valid = _mapping(result.get("valid"))
+    steps = result.get("steps")
+    return RunSummary(
+        name=run.name,
+        path=str(run),
+        objective=str(record.get("objective") or ""),
+        status=status_of(run, record),
+        created=_day(record.get("created")),
+        model=str(record.get("model") or ""),
+        steps=steps if isinstance(steps, int) else None,
+        loss=_number(valid.get("loss")),
+        bpb=_number(valid.get("bpb")),
+    )
+
+
+def list_runs(runs_dir: Path) -> list[RunSummary]:
+    """All runs of a folder, oldest first; none where there is no such folder."""
+    return [summarise(run) for run in _runs(runs_dir)]
+
+
+def find_run(name: str | Path, runs_dir: Path) -> Path:
+    """The directory that a user means: a name in ``runs_dir``, a path, ``run:NAME``, or 'last' for the newest.
+
+    Raises:
+        RunError: there is none such.
+    """
+    wanted = str(name).removeprefix("run:")
+    known = _runs(runs_dir)
+    by_name = {run.name: run for run in known}
+    if found := by_name.get(wanted):
+        return found
+    path = Path(wanted).expanduser()
+    if (path / RECORD).is_file() or (path / EVENTS).is_file():
+        return path
+    if not known:
+        raise RunError("there are no runs here", where=str(runs_dir), fix="choose the folder with --runs-dir")
+    if wanted == LAST:
+        return known[-1]
+    raise RunError(f"no run '{wanted}' in {runs_dir}", fix=did_you_mean(wanted, by_name))
+
+
+def changed_settings(config: Mapping[str, Any], objective: str) -> dict[str, Any]:
+    """The settings of a ``config.yaml`` that differ from the objective's defaults, by dotted key; unknown ones count too."""
+    defaults = {key: default for key, _, default in walk(SETTINGS.get(objective, TrainSettings))}
+    return {key: value for key, value in _flat(config, defaults) if key not in defaults or defaults[key] != value}
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """``run/config.yaml`` as plain values; empty where it is missing or damaged."""
+    import yaml
+
+    try:
+        return dict(_mapping(yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+
+
+def files_of(run: Path) -> dict[str, int]:
+    """The files of a run by relative path, with their bytes; hidden ones are left out."""
+    found = {}
+    for folder, folders, files in os.walk(run):
+        folders[:] = sorted(one for one in folders if not one.startswith("."))
+        for file in sorted(files):
+            path = Path(folder, file)
+            if not file.startswith(".") and path.is_file():
+                found[str(path.relative_to(run))] = path.stat().st_size
+    return found
+
+
+def _runs(runs_dir: Path) -> list[Path]:
+    """Folders that look like a run, oldest first."""
+    if not runs_dir.is_dir():
+        return []
+    signs = (RECORD, CONFIG, EVENTS)
+    found = [one for one in runs_dir.iterdir() if not one.name.startswith(".") and not one.is_symlink() and one.is_dir()]
+    return sorted((one for one in found if any((one / sign).exists() for sign in signs)), key=_age)
+
+
+def _age(run: Path) -> tuple[float, str]:
+    """When a run was made; of a damaged record, when its folder last changed."""
+    try:
+        created = read_record(run).get("created")
+        stamp = datetime.fromisoformat(created).timestamp() if isinstance(created, str) else float(created)  # type: ignore[arg-type]
+    except (RunError, ValueError, TypeError, OverflowError):
+        stamp = run.stat().st_mtime
+    return stamp, run.name
+
+
+def _day(created: Any) -> str:
+    """A moment as ``2026-01-31 14:05``, from ISO text or seconds since the epoch."""
+    try:
+        moment = datetime.fromisoformat(created) if isinstance(created, str) else datetime.fromtimestamp(float(created))
+    except (ValueError, TypeError, OverflowError, OSError):
+        return ""
+    return moment.strftime("%Y-%m-%d %H:%M")
+
+
+def _flat(values: Mapping[str, Any], known: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested groups of settings as dotted keys; a mapping that is itself a setting stays whole."""
+    flat: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        dotted = f"{prefix}{key}"
+        group = isinstance(value, dict) and dotted not in known and any(one.startswith(f"{dotted}.") for one in known)
+        flat += _flat(value, known, f"{dotted}.") if group else [(dotted, value)]
+    return flat
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
