@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from mlxforge.core.config import CptConfig
 from mlxforge.core.events import Control, Emit
 from mlxforge.runs import cpt
-from mlxforge.runs.training import RunResult
+from mlxforge.runs.execution import RunResult
 
 
 def train(config: CptConfig, listeners: Sequence[Emit] = (), control: Control | None = None) -> RunResult:

@@ -11,7 +11,7 @@ from typing import Any
 from mlxforge.core.config import CptConfig
 from mlxforge.core.events import Control, Emit, Warned, fan_out
 from mlxforge.runs.text import TextData, make_encoder, prompts, read_text
-from mlxforge.runs.training import RunResult, execute, lineage_of, resumed
+from mlxforge.runs.execution import RunResult, execute, lineage_of, resumed
 
 OBJECTIVE = "cpt"
 
@@ -45,7 +45,7 @@ def dry_run(config: CptConfig, listeners: Sequence[Emit] = ()) -> dict[str, Any]
     """The plan of a run, with time and memory from a probe of its largest batch. Writes nothing."""
     import tempfile
 
-    from mlxforge.train.probe import probe
+    from mlxforge.training.probe import probe
 
     with tempfile.TemporaryDirectory(prefix="mlxforge-") as cache:
         prepared = prepare(config, fan_out(listeners), cache=Path(cache))
@@ -75,7 +75,7 @@ class PreparedText:
     @property
     def fixed(self) -> dict[str, tuple[Any, int]]:
         """name -> (batches, UTF-8 bytes) of the sets that are scored."""
-        from mlxforge.train.streams import FixedBatches
+        from mlxforge.training.streams import FixedBatches
 
         sets = {"valid": self.data.valid, "retention": self.data.retention}
         return {
@@ -87,10 +87,10 @@ class PreparedText:
     def job(self, run: Path | None, event_offset: Callable[[], int]) -> Any:
         """The loop's job; checkpoints go to ``run``."""
         from mlxforge.models.generate import continue_greedily
-        from mlxforge.train.checkpoint import CheckpointStore
-        from mlxforge.train.evaluate import score
-        from mlxforge.train.loop import Job
-        from mlxforge.train.objectives import OBJECTIVES
+        from mlxforge.training.checkpoint import CheckpointStore
+        from mlxforge.training.evaluate import score
+        from mlxforge.training.loop import Job
+        from mlxforge.training.objectives import OBJECTIVES
 
         loss = OBJECTIVES[OBJECTIVE].loss
         tokenizer, model, fixed = self.loaded.tokenizer, self.loaded.model, self.fixed
@@ -128,7 +128,7 @@ def prepare(config: CptConfig, emit: Emit, cache: Path | None = None) -> Prepare
 
     from mlxforge.models.lora import adapter_config, add_embedding_noise, checkpoint_layers, make_trainable
     from mlxforge.models.scoring import Scorer
-    from mlxforge.train.streams import RowStream, choose_mode
+    from mlxforge.training.streams import RowStream, choose_mode
 
     model = loaded.model
     adapter = adapter_config(model, config.lora, str(path) if config.model == "tiny" else config.model)

@@ -181,7 +181,7 @@ class _Run:
     emit: Emit
 
     def train(self, job: Any, plan: dict[str, Any], log: EventLog, control: Control) -> RunResult:
-        from mlxforge.train.loop import Loop
+        from mlxforge.training.loop import Loop
 
         loop = Loop(job, self.emit, control)
         loop.restore()

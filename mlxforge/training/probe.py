@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 
 from mlxforge.core.events import Control, ignore
 from mlxforge.models.lora import trainable
-from mlxforge.train.loop import Job, Loop, Stream
+from mlxforge.training.loop import Job, Loop, Stream
 
 EVALUATION_COST = 0.4  # of a training slot: a forward pass alone, and no gradient of it
 

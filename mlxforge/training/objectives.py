@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mlxforge.models.scoring import Scorer
-from mlxforge.train.batches import Batch
-from mlxforge.train.losses import Terms, next_token
+from mlxforge.training.batches import Batch
+from mlxforge.training.losses import Terms, next_token
 
 Loss = Callable[[Scorer, Batch], Terms]
 

@@ -7,7 +7,7 @@ import mlx.nn as nn
 import pytest
 
 from mlxforge.core.config import LoraSettings, TrainSettings
-from mlxforge.train.optim import RULES, Optimizer, global_norm, learning_rate
+from mlxforge.training.optim import RULES, Optimizer, global_norm, learning_rate
 
 
 class Two(nn.Module):

@@ -11,7 +11,7 @@ import numpy as np
 from mlxforge.core.config import TrainSettings
 from mlxforge.data.batch import BatchPlan, Rows, collate, padding, plan_epoch
 from mlxforge.data.mix import Mixture
-from mlxforge.train.batches import Batch, to_batch
+from mlxforge.training.batches import Batch, to_batch
 
 Mode = Literal["packed", "bucketed"]
 LITTLE_PADDING = 0.15
@@ -30,7 +30,7 @@ def choose_mode(rows: Rows, settings: TrainSettings, packable: bool) -> Mode:
 
 
 class RowStream:
-    """The stream of a run over a mixture of rows; see :class:`mlxforge.train.loop.Stream`.
+    """The stream of a run over a mixture of rows; see :class:`mlxforge.training.loop.Stream`.
 
     A partial epoch takes the first batches of its plan. Memory holds the plans of two epochs.
     """

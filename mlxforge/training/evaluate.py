@@ -11,8 +11,8 @@ from typing import Any
 import mlx.core as mx
 
 from mlxforge.models.scoring import Scorer
-from mlxforge.train.batches import Batch
-from mlxforge.train.objectives import Loss
+from mlxforge.training.batches import Batch
+from mlxforge.training.objectives import Loss
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlxforge.models.scoring import Scorer
-from mlxforge.train.batches import Batch
+from mlxforge.training.batches import Batch
 
 
 class Terms(NamedTuple):

@@ -23,11 +23,11 @@ from mlxforge.core.errors import RunFailed
 from mlxforge.core.events import Control, Emit, Evaluated, Sampled, Saved, StepDone, Warned
 from mlxforge.models.lora import load_weights, trainable
 from mlxforge.models.scoring import Scorer
-from mlxforge.train.batches import Batch
-from mlxforge.train.checkpoint import CheckpointStore
-from mlxforge.train.evaluate import Score
-from mlxforge.train.objectives import Loss
-from mlxforge.train.optim import Optimizer, global_norm, learning_rate
+from mlxforge.training.batches import Batch
+from mlxforge.training.checkpoint import CheckpointStore
+from mlxforge.training.evaluate import Score
+from mlxforge.training.objectives import Loss
+from mlxforge.training.optim import Optimizer, global_norm, learning_rate
 
 
 class Stream(Protocol):

@@ -14,11 +14,11 @@ from mlxforge.data.mix import Mixture
 from mlxforge.models.load import load
 from mlxforge.models.lora import adapter_config, make_trainable
 from mlxforge.models.scoring import Scorer
-from mlxforge.train.batches import to_batch
-from mlxforge.train.evaluate import score
-from mlxforge.train.loop import Job, Loop
-from mlxforge.train.losses import next_token, token_log_probs
-from mlxforge.train.streams import FixedBatches, RowStream
+from mlxforge.training.batches import to_batch
+from mlxforge.training.evaluate import score
+from mlxforge.training.loop import Job, Loop
+from mlxforge.training.losses import next_token, token_log_probs
+from mlxforge.training.streams import FixedBatches, RowStream
 
 
 class Rows(list):

@@ -1,0 +1,36 @@
+"""Every ``--help`` starts without the heavy packages."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mlxforge.cli.main import COMMANDS
+
+HEAVY = {"mlx", "mlx_lm", "transformers", "datasets", "numpy", "rich", "yaml", "tokenizers", "huggingface_hub", "matplotlib"}
+PAGES = [[], *([name] for name in COMMANDS), ["runs", "list"], ["runs", "watch"], ["models", "list"], ["models", "detect"]]
+CODE = """
+import json, sys
+from mlxforge.cli.main import run
+code = run([*json.loads(sys.argv[1]), "--help"], debug=False)
+print(json.dumps([code, sorted({name.partition(".")[0] for name in sys.modules})]))
+"""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=" ".join)
+def test_help_imports_nothing_heavy(page):
+    done = subprocess.run([sys.executable, "-c", CODE, json.dumps(page)], capture_output=True, text=True, check=True)
+    *text, last = done.stdout.splitlines()
+    code, modules = json.loads(last)
+    assert code == 0
+    assert text[0].startswith("Usage: mlxforge")
+    assert HEAVY.isdisjoint(modules)
+
+
+def test_the_package_imports_nothing_heavy():
+    code = "import sys, mlxforge; mlxforge.CptConfig; print(sorted({n.partition('.')[0] for n in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not [name for name in HEAVY if f"'{name}'" in done.stdout]
