@@ -53,7 +53,7 @@ def _option(key: str, annotation: Any, default: Any) -> Callable[[Command], Comm
     parameter = "setting__" + key.replace(".", "__")
     shown = "" if default in (None, [], "") else f" [default: {_plain(default)}]"
     help_text = description(annotation)
-    help_text = help_text[0].upper() + help_text[1:] + "." + shown
+    help_text = f"{help_text}.{shown}"
     if kind == "true or false":
         return click.option(f"{flag(key)}/--no-{flag(key)[2:]}", parameter, default=None, help=help_text)
     multiple = kind.startswith("list of")

@@ -1,0 +1,184 @@
+"""Training speed beside mlx-lm's own trainer: same model, rows, LoRA, optimizer, batch; interleaved on one machine.
+
+    python scripts/bench_training.py                       # vocabulary of 8,000
+    python scripts/bench_training.py --vocabulary 150000   # where the logits rule
+    python scripts/bench_training.py --mode bucketed --rounds 3
+
+The model is a random llama (hidden 256, 4 layers, 4 heads of which 2 for keys, feed-forward 1,024, tied head, float32), the
+text long documents; LoRA of rank 8 on all seven linear layers, AdamW, 8 rows of at most 512 tokens a step. Each trainer runs in
+a process of its own, in turn; the first steps, which compile, are left out. "Real" tokens are not padding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from mlxforge.core.blas import load_blas
+
+LENGTH, ROWS, WARMUP = 512, 8, 4
+BODY = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
+LAYERS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
+LAYERS += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+SYLLABLES = "ba ke mi no ru ta li so ve da po ga fe hu ri la me to ne si".split()
+
+
+def write_documents(folder: Path, count: int, words: int) -> None:
+    """Long documents of made-up words, one a row, for both trainers."""
+    rng = random.Random(0)
+    vocabulary = ["".join(rng.choices(SYLLABLES, k=rng.randint(1, 4))) for _ in range(2000)]
+    folder.mkdir()
+    rows = [json.dumps({"text": " ".join(rng.choices(vocabulary, k=words))}) for _ in range(count)]
+    (folder / "train.jsonl").write_text("\n".join(rows))
+    (folder / "valid.jsonl").write_text("\n".join(rows[:ROWS]))
+
+
+def run_mlx_lm(job: dict[str, Any]) -> dict[str, Any]:
+    """mlx-lm's trainer on the job's folder, measured by its own reports after the first."""
+    load_blas()
+    import mlx.core as mx
+    from mlx_lm import lora
+    from mlx_lm.tuner.callbacks import TrainingCallback
+
+    reports: list[dict[str, Any]] = []
+
+    class Reports(TrainingCallback):
+        def on_train_loss_report(self, train_info: dict[str, Any]) -> None:
+            reports.append(train_info)
+
+    folder = Path(job["folder"])
+    config = lora.CONFIG_DEFAULTS | {
+        "model": job["model"],
+        "data": str(folder / "data"),
+        "train": True,
+        "fine_tune_type": "lora",
+        "num_layers": BODY["num_hidden_layers"],
+        "lora_parameters": {"rank": 8, "scale": 2.0, "dropout": 0.0, "keys": LAYERS},
+        "optimizer": "adamw",
+        "batch_size": ROWS,
+        "max_seq_length": LENGTH,
+        "iters": job["steps"],
+        "steps_per_report": WARMUP,
+        "steps_per_eval": 10**9,
+        "val_batches": 1,
+        "adapter_path": str(folder / "mlx-lm"),
+        "save_every": 10**9,
+    }
+    lora.get_reporting_callbacks = lambda *_, **__: Reports()  # run() overwrites the callback that it is given
+    lora.run(argparse.Namespace(**config))
+    return {
+        "speed": statistics.median(report["tokens_per_second"] for report in reports[1:]),
+        "tokens": reports[-1]["trained_tokens"],
+        "slots": job["steps"] * ROWS * LENGTH,
+        "peak": mx.get_peak_memory(),
+    }
+
+
+def run_mlxforge(job: dict[str, Any]) -> dict[str, Any]:
+    """mlxforge on the same folder, measured by its events after the first steps."""
+    from mlxforge import CptConfig, LoraSettings, train
+    from mlxforge.core.events import StepDone
+
+    folder = Path(job["folder"])
+    seen: list[StepDone] = []
+    config = CptConfig(
+        model=job["model"], data=[str(folder / "data" / "train.jsonl")], runs_dir=str(folder / "runs"), steps=job["steps"],
+        name=f"r{time.time_ns()}", max_length=LENGTH, batch_tokens=ROWS * LENGTH, batching=job["mode"], valid_split=0.0,
+        sample_tokens=0, learning_rate=1e-5, lora=LoraSettings(rank=8, alpha=16.0),
+    )  # fmt: skip
+    ended = train(config, [lambda event: seen.append(event) if isinstance(event, StepDone) else None])
+    late = seen[WARMUP:]
+    return {
+        "speed": sum(event.tokens for event in late) / sum(event.seconds for event in late),
+        "tokens": sum(event.tokens for event in seen),
+        "slots": sum(event.slots for event in seen),
+        "peak": ended.result["peak_memory_bytes"],
+    }
+
+
+TRAINERS = {"mlx-lm": run_mlx_lm, "mlxforge": run_mlxforge}
+
+
+def measure(name: str, job: dict[str, Any]) -> dict[str, Any]:
+    """One trainer in a process of its own."""
+    words = [sys.executable, __file__, "--worker", name, json.dumps(job)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def matmul_ceiling() -> float:
+    """GFLOP/s of a large float32 matrix product here."""
+    load_blas()
+    import mlx.core as mx
+
+    a = mx.random.normal((2048, 2048))
+    mx.eval(a @ a)
+    best = 0.0
+    for _ in range(5):
+        started = time.perf_counter()
+        mx.eval(a @ a)
+        best = max(best, 2 * 2048**3 / (time.perf_counter() - started) / 1e9)
+    return best
+
+
+def share_seen(name: str, lengths: list[int]) -> float:
+    """The share of the data's tokens that one epoch trains: mlx-lm cuts each document off at LENGTH."""
+    return 1.0 if name == "mlxforge" else sum(min(length, LENGTH) for length in lengths) / sum(lengths)
+
+
+def main() -> None:
+    """Prints a Markdown table of medians."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vocabulary", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--mode", default="auto", choices=["auto", "packed", "bucketed"])
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        name, job = options.worker
+        found = TRAINERS[name](json.loads(job))
+        rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        print(json.dumps(found | {"rss": rss}))
+        return
+    from tokenizers import Tokenizer
+
+    from mlxforge.models.tiny import make_tiny
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        model = make_tiny("llama", folder / "model", vocab_size=options.vocabulary, intermediate_size=1024, max_position_embeddings=2048, **BODY)
+        write_documents(folder / "data", 48, 2500)
+        tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+        texts = [json.loads(line)["text"] for line in (folder / "data" / "train.jsonl").read_text().splitlines()]
+        lengths = [len(encoded.ids) for encoded in tokenizer.encode_batch(texts)]
+        job = {"folder": scratch, "model": str(model), "steps": options.steps, "mode": options.mode}
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in TRAINERS}
+        for _ in range(options.rounds):
+            for name in TRAINERS:
+                found[name].append(measure(name, job))
+    print(f"vocabulary {options.vocabulary:,}, {options.rounds} rounds, matmul ceiling {matmul_ceiling():.0f} GFLOP/s\n")
+    print("| | real tokens/s | ratio | peak GB (MLX) | RSS GB | padding | tokens of the data trained |")
+    print("|---|---|---|---|---|---|---|")
+    base = statistics.median(run["speed"] for run in found["mlx-lm"])
+    for name, runs in found.items():
+        speed, peak, rss = (statistics.median(run[key] for run in runs) for key in ("speed", "peak", "rss"))
+        padding = 1 - runs[0]["tokens"] / runs[0]["slots"]
+        row = [name, f"{speed:,.0f}", f"{speed / base:.2f}", f"{peak / 1e9:.2f}", f"{rss / 1e9:.2f}"]
+        print(f"| {' | '.join([*row, f'{padding:.1%}', f'{share_seen(name, lengths):.0%}'])} |")
+
+
+if __name__ == "__main__":
+    main()
