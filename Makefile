@@ -5,17 +5,18 @@ PYTHON  := $(VENV)/bin/python
 FORGE   := $(VENV)/bin/mlxforge
 MODEL   ?=
 DATA    ?=
+VALID   ?=
 ARGS    ?=
-# The user's own model and data, else the shipped ones.
-CPT_INPUT := $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)")
-CPT_PRESET := $(if $(MODEL)$(DATA),,-c configs/handbook-cpt.yaml)
+# The shipped model takes its own preset, another one the defaults. Own data brings its own validation set, or a split.
+CPT_PRESET := $(if $(MODEL),--model "$(MODEL)",-c configs/handbook-cpt.yaml)
+CPT_DATA   := $(if $(DATA),--data "$(DATA)" $(if $(VALID),--valid "$(VALID)",--set valid=null))
 
 .PHONY: help cpt test test-all check format docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  make cpt MODEL=<hub id or folder> DATA=<file or folder>   the same with your own"
+	@echo "  make cpt MODEL=<hub id or folder> DATA=<file or folder> [VALID=...]   the same with your own"
 
 $(VENV)/.installed: pyproject.toml scripts/setup.sh
 	@sh scripts/setup.sh "$(VENV)" ""
@@ -26,7 +27,7 @@ $(VENV)/.installed-dev: pyproject.toml scripts/setup.sh
 	@touch $(VENV)/.installed $@
 
 cpt: $(VENV)/.installed ## Continue pre-training: the shipped model learns the sample handbook
-	@$(FORGE) cpt $(CPT_PRESET) $(CPT_INPUT) $(ARGS)
+	@$(FORGE) cpt $(CPT_PRESET) $(CPT_DATA) $(ARGS)
 
 test: $(VENV)/.installed-dev ## Run the tests (a few minutes)
 	@$(PYTHON) -m pytest $(ARGS)
