@@ -269,8 +269,9 @@ def next_steps(path: Path, settings: TrainSettings, objective: str, status: str,
         f"{tool('mlxforge')} runs plot{where} {path.name} -o curves.png",
     ]
     best, retention = result["best"], result["retention"]
-    if best and best["step"] < result["steps"]:
-        steps.append(f"over-fitting after step {best['step']}: the best weights are kept; fewer --epochs would save the time")
+    if best and best["step"] < 0.7 * result["steps"]:
+        steps.append(f"no gain after step {best['step']}: those weights are kept; fewer --epochs would save the time")
     if retention["before"] and retention["after"] and retention["after"]["loss"] > retention["before"]["loss"] + 0.2:
-        steps.append("general text got harder: mix some in with --replay FILE --replay-ratio 0.25")
+        more = f"a higher --replay-ratio than {settings.replay_ratio}" if settings.replay else "--replay FILE --replay-ratio 0.25"
+        steps.append(f"general text got harder: mix some in with {more}, or train for fewer --epochs")
     return steps
