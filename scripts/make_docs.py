@@ -1,7 +1,7 @@
 """Writes docs/cli.md (from --help) and docs/settings.md (from the settings' own types and help); --check compares.
 
-    python scripts/make_docs.py
-    python scripts/make_docs.py --check
+python scripts/make_docs.py
+python scripts/make_docs.py --check
 """
 
 from __future__ import annotations

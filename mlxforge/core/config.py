@@ -83,9 +83,7 @@ class TrainSettings(Settings):
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], help("auto: float32 on a CPU, the model's own on Metal")
     ] = "auto"
-    grad_checkpoint: Annotated[bool, help("recompute each layer in the backward pass: less memory, more time")] = (
-        False
-    )
+    grad_checkpoint: Annotated[bool, help("recompute each layer in the backward pass: less memory, more time")] = False
     eval_every: Annotated[Count | None, help("updates between evaluations (default: ten in a run)")] = None
     save_every: Annotated[Count | None, help("updates between checkpoints (default: at every evaluation)")] = None
     keep: Annotated[int, help("checkpoints kept besides the best one", ge=1)] = 2

@@ -272,6 +272,8 @@ def next_steps(path: Path, settings: TrainSettings, objective: str, status: str,
     if best and best["step"] < 0.7 * result["steps"]:
         steps.append(f"no gain after step {best['step']}: those weights are kept; fewer --epochs would save the time")
     if retention["before"] and retention["after"] and retention["after"]["loss"] > retention["before"]["loss"] + 0.2:
-        more = f"a higher --replay-ratio than {settings.replay_ratio}" if settings.replay else "--replay FILE --replay-ratio 0.25"
+        more = (
+            f"a higher --replay-ratio than {settings.replay_ratio}" if settings.replay else "--replay FILE --replay-ratio 0.25"
+        )
         steps.append(f"general text got harder: mix some in with {more}, or train for fewer --epochs")
     return steps
