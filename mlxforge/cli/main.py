@@ -42,7 +42,7 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="mlxforge", message="mlxforge %(version)s")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error. Goes anywhere on the line.")
-def cli(debug: bool) -> None:  # noqa: ARG001 - taken from the line in main(), so that it goes anywhere
+def cli(debug: bool) -> None:
     """From a folder of documents to your own local model, on one Mac."""
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -164,60 +163,3 @@ def apply_adapter(model: nn.Module, directory: Path) -> dict[str, Any]:
     make_trainable(model, config)
     load_weights(model, weights, str(directory))
     return config
-
-
-def per_layer_type(model: nn.Module, mixin: Callable[[type], type]) -> None:
-    """Gives every block a class made by ``mixin`` from its own, one for each class of block; twice changes nothing."""
-    made: dict[type, type] = {}
-    for layer in model.layers:
-        kind = type(layer)
-        if getattr(kind, "_made_by", None) is mixin:
-            continue
-        if kind not in made:
-            made[kind] = mixin(kind)
-            made[kind]._made_by = mixin
-        layer.__class__ = made[kind]
-
-
-def checkpointed(kind: type) -> type:
-    """A block that keeps its input alone and computes its inside again in the backward pass."""
-
-    class Checkpointed(kind):
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            # Arrays go through the checkpoint so that gradients reach them; masks and caches are closed over.
-            places = [i for i, arg in enumerate(args) if isinstance(arg, mx.array) and mx.issubdtype(arg.dtype, mx.floating)]
-
-            def inner(parameters: dict[str, Any], arrays: list[mx.array]) -> Any:
-                self.update(parameters)
-                filled = list(args)
-                for place, array in zip(places, arrays, strict=True):
-                    filled[place] = array
-                return kind.__call__(self, *filled, **kwargs)
-
-            return mx.checkpoint(inner)(self.trainable_parameters(), [args[i] for i in places])
-
-    Checkpointed.__name__ = kind.__name__
-    return Checkpointed
-
-
-def checkpoint_layers(model: nn.Module) -> None:
-    """Gradient checkpointing over every block, whatever its class."""
-    per_layer_type(model, checkpointed)
-
-
-def add_embedding_noise(model: nn.Module, alpha: float) -> None:
-    """NEFTune (arXiv 2310.05914): in training mode, uniform noise of size alpha / sqrt(L * D) on the input embeddings."""
-    if alpha <= 0:
-        return
-    embedding = next(m for m in model.modules() if isinstance(m, (nn.Embedding, nn.QuantizedEmbedding)))
-    kind = type(embedding)
-
-    class Noisy(kind):
-        def __call__(self, tokens: mx.array) -> mx.array:
-            vectors = kind.__call__(self, tokens)
-            if not self.training:
-                return vectors
-            size = alpha / math.sqrt(vectors.shape[-2] * vectors.shape[-1])
-            return vectors + mx.random.uniform(-size, size, vectors.shape).astype(vectors.dtype)
-
-    embedding.__class__ = Noisy

@@ -180,7 +180,6 @@ def _frozen_head_log_probs(layer: nn.Module, factor: float) -> Callable[[mx.arra
         gradient = (_weight_rows(layer, t).astype(mx.float32) - expected) * factor
         return log_prob, gradient.astype(h.dtype)
 
-    @mx.custom_function
     def both(hidden: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
         size = chunk_rows(layer.weight.shape[0])
         values: list[mx.array] = []
@@ -195,9 +194,10 @@ def _frozen_head_log_probs(layer: nn.Module, factor: float) -> Callable[[mx.arra
             gradients.append(gradient)
         return mx.concatenate(values), mx.concatenate(gradients)
 
-    @both.vjp
     def both_vjp(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array]:
         weight = cotangents[0][:, None].astype(outputs[1].dtype)
         return weight * outputs[1], mx.zeros_like(primals[1])
 
-    return lambda hidden, targets: both(hidden, targets)[0]
+    differentiable = mx.custom_function(both)
+    differentiable.vjp(both_vjp)
+    return lambda hidden, targets: differentiable(hidden, targets)[0]

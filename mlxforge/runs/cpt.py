@@ -10,8 +10,8 @@ from typing import Any
 
 from mlxforge.core.config import CptConfig
 from mlxforge.core.events import Control, Emit, Warned, fan_out
-from mlxforge.runs.text import TextData, make_encoder, prompts, read_text
 from mlxforge.runs.execution import RunResult, execute, lineage_of, resumed
+from mlxforge.runs.text import TextData, make_encoder, prompts, read_text
 
 OBJECTIVE = "cpt"
 
@@ -126,7 +126,8 @@ def prepare(config: CptConfig, emit: Emit, cache: Path | None = None) -> Prepare
     data = read_text(config, make_encoder(load_tokenizer(path), path, fast_tokenizer(path)), emit, cache)
     loaded = load(config.model, config.dtype)
 
-    from mlxforge.models.lora import adapter_config, add_embedding_noise, checkpoint_layers, make_trainable
+    from mlxforge.models.hooks import add_embedding_noise, checkpoint_layers
+    from mlxforge.models.lora import adapter_config, make_trainable
     from mlxforge.models.scoring import Scorer
     from mlxforge.training.streams import RowStream, choose_mode
 

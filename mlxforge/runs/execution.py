@@ -25,7 +25,6 @@ from mlxforge.core.events import Control, Emit, RunEnded, RunStarted, fan_out
 from mlxforge.core.files import locked, new_directory
 from mlxforge.runs.record import CONFIG, EVENTS, RECORD, find_run, write_record
 
-
 PACKAGES = ("mlxforge", "mlx", "mlx-lm", "numpy", "tokenizers", "transformers")
 
 
@@ -196,7 +195,7 @@ class _Run:
                     config=to_dict(self.settings),
                     plan=plan,
                     step=job.state.step,
-                )  # fmt: skip
+                )
             )
             status = loop.run()
         except KeyboardInterrupt:

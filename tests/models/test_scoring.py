@@ -11,7 +11,8 @@ from mlx.utils import tree_flatten
 
 from mlxforge.core.config import LoraSettings
 from mlxforge.models import scoring
-from mlxforge.models.lora import adapter_config, checkpoint_layers, make_trainable
+from mlxforge.models.hooks import checkpoint_layers
+from mlxforge.models.lora import adapter_config, make_trainable
 from mlxforge.models.scoring import Scorer
 
 SIZES = {

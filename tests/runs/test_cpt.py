@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 from mlxforge import Control, CptConfig, MlxforgeError, plan, train
 from mlxforge.core.config import from_dict
 from mlxforge.core.errors import Interrupted, RunFailed
-from mlxforge.core.events import Evaluated, RunEnded, RunStarted, Sampled, Saved, StepDone
 from mlxforge.core.eventlog import replay
+from mlxforge.core.events import Evaluated, RunEnded, RunStarted, Sampled, Saved, StepDone
 from mlxforge.core.files import embedded
 from mlxforge.data.sources import Source
 from mlxforge.data.tokens import prepare, split_by_hash

@@ -47,8 +47,7 @@ def settings(documents, runs, **changes):
 
 @pytest.fixture(scope="module")
 def uninterrupted(documents, tmp_path_factory):
-    ended = train(from_dict(CptConfig, settings(documents, tmp_path_factory.mktemp("whole"))))
-    return ended
+    return train(from_dict(CptConfig, settings(documents, tmp_path_factory.mktemp("whole"))))
 
 
 def arrays(path):
@@ -112,7 +111,7 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_goes_on(stopped, uni
     damaged = stopped / "last" / "adapters.safetensors"
     damaged = damaged.resolve()
     damaged.write_bytes(damaged.read_bytes()[:-10])
-    with pytest.raises(MlxforgeError, match="the checkpoint is damaged: adapters.safetensors has") as caught:
+    with pytest.raises(MlxforgeError, match=r"the checkpoint is damaged: adapters\.safetensors has") as caught:
         resume("a", runs_dir=str(stopped.parent))
     assert "ln -sfn checkpoints/step-" in caught.value.fix
     subprocess.run(caught.value.fix.partition(": ")[2], shell=True, check=True)
