@@ -1,0 +1,65 @@
+"""What the documents say is true: commands run, pages are fresh, the changelog knows the version."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def block(mark: str) -> str:
+    """The code block after a mark in the README."""
+    found = re.search(rf"<!-- {mark} -->\n```\w+\n(.*?)```", README, re.DOTALL)
+    assert found, mark
+    return found[1]
+
+
+def call(words, folder):
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "100"}
+    return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, check=False)
+
+
+def test_the_commands_of_the_readme_run(tmp_path):
+    lines = [line for line in block("commands").splitlines() if line.strip()]
+    assert len(lines) >= 5
+    for line in lines:
+        done = call(shlex.split(line, comments=True), tmp_path)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    assert (tmp_path / "runs" / "first" / "adapters.safetensors").exists()
+
+
+def test_the_python_of_the_readme_runs(tmp_path):
+    done = call([sys.executable, "-c", block("python")], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "from-python" in done.stdout.splitlines()[-1]
+
+
+def test_links_lead_somewhere():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_changelog_begins_with_this_version():
+    headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] == version("mlxforge")
+
+
+def test_generated_pages_are_fresh():
+    done = call([sys.executable, "scripts/make_docs.py", "--check"], ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("target", ["cpt", "test", "test-all", "check", "format", "docs", "clean"])
+def test_make_help_lists_the_targets(target):
+    assert f"make {target} " in call(["make", "help"], ROOT).stdout
