@@ -65,6 +65,10 @@ def load(name: str, dtype: str = "auto") -> Loaded:
     check_vocabulary(tokenizer.get_vocab(), embedding_rows(model), detected, path)
     cast(model, dtype)
     mx.eval(model.parameters())
+    if not on_gpu():
+        from mlxforge.models.cpu import install
+
+        install(model)
     return Loaded(model, tokenizer, config, path, detected, floating_dtype(model))
 
 

@@ -63,7 +63,13 @@ MAMBA = {
 }
 SHORT_CONV = {
     **{"norm_eps": 1e-5, "conv_bias": False, "conv_L_cache": 3, "layer_types": ["conv", "full_attention"]},
-    **{"block_dim": 64, "block_multiple_of": 16, "block_ffn_dim_multiplier": 1.0, "block_auto_adjust_ff_dim": False},
+    **{
+        "block_dim": 64,
+        "block_ff_dim": 64,
+        "block_multiple_of": 16,
+        "block_ffn_dim_multiplier": 1.0,
+        "block_auto_adjust_ff_dim": False,
+    },
 }
 SCALED_QUERIES = {
     **{"rope_type": "default", "rope_theta": 10000.0, "llama_4_scaling_beta": 0.1},

@@ -86,7 +86,10 @@ def test_what_stays_is_the_curve_the_summary_and_what_others_printed(job) -> Non
     ("body", "code"),
     [
         ("    raise RuntimeError('broken')", 1),
-        ("    import os, signal; time.sleep(0.3); os.kill(os.getpid(), signal.SIGINT); time.sleep(5)", -signal.SIGINT),
+        (
+            "    import os, signal; signal.signal(2, signal.default_int_handler); time.sleep(0.3); os.kill(os.getpid(), 2); time.sleep(5)",
+            -signal.SIGINT,
+        ),
         ("    import os, signal; time.sleep(0.3); os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)", -signal.SIGTERM),
         ("    sys.exit(3)", 3),
     ],
