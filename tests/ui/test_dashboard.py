@@ -87,7 +87,9 @@ def test_what_stays_is_the_curve_the_summary_and_what_others_printed(job) -> Non
     [
         ("    raise RuntimeError('broken')", 1),
         (
-            "    import os, signal; signal.signal(2, signal.default_int_handler); time.sleep(0.3); os.kill(os.getpid(), 2); time.sleep(5)",
+            # A shell's background job starts with SIGINT ignored, and so would the child of a test run there.
+            "    import os, signal; signal.signal(2, signal.default_int_handler)\n"
+            "    time.sleep(0.3); os.kill(os.getpid(), 2); time.sleep(5)",
             -signal.SIGINT,
         ),
         ("    import os, signal; time.sleep(0.3); os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)", -signal.SIGTERM),
