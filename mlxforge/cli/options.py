@@ -22,8 +22,6 @@ from mlxforge.core.config import (
 
 Command = Callable[..., Any]
 SHORT = {"model": "-m", "data": "-d", "name": "-n"}
-# Settings that a flag serves badly: --set takes them.
-NO_FLAG = {"map"}
 
 
 def flag(key: str) -> str:
@@ -35,7 +33,7 @@ def setting_options(settings: type[Settings]) -> Callable[[Command], Command]:
     """Decorates a command with one option a setting, ``-c`` and ``--set``; it gets them as one dict ``flags``."""
 
     def decorate(command: Command) -> Command:
-        for key, annotation, default in reversed([leaf for leaf in walk(settings) if leaf[0] not in NO_FLAG]):
+        for key, annotation, default in reversed(list(walk(settings))):
             command = _option(key, annotation, default)(command)
         command = click.option(
             "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting, by its YAML key: --set lora.rank=8."
@@ -51,12 +49,12 @@ def _option(key: str, annotation: Any, default: Any) -> Callable[[Command], Comm
     kind = type_name(annotation)
     names = [name for name in (SHORT.get(key), flag(key)) if name]
     parameter = "setting__" + key.replace(".", "__")
-    shown = "" if default in (None, [], "") else f" [default: {_plain(default)}]"
+    shown = "" if default in (None, [], {}) else f" [default: {_plain(default)}]"
     help_text = description(annotation)
     help_text = f"{help_text}.{shown}"
     if kind == "true or false":
         return click.option(f"{flag(key)}/--no-{flag(key)[2:]}", parameter, default=None, help=help_text)
-    multiple = kind.startswith("list of")
+    multiple = kind.startswith("list of") or kind == "mapping"
     metavar = kind.removeprefix("one of ").replace(", ", "|") if kind.startswith("one of") else _metavar(kind)
     return click.option(*names, parameter, default=None, multiple=multiple, metavar=metavar, help=help_text)
 
@@ -66,7 +64,7 @@ def _plain(default: Any) -> str:
 
 
 def _metavar(kind: str) -> str:
-    return kind.removeprefix("list of ").removesuffix(" or null").upper()
+    return "KEY=KEY" if kind == "mapping" else kind.removeprefix("list of ").removesuffix(" or null").upper()
 
 
 def given(flags: dict[str, Any]) -> dict[str, Any]:

@@ -51,8 +51,11 @@ class TrainSettings(Settings):
     """What every training job has."""
 
     model: Annotated[str, help("'tiny' (shipped), a folder, or a Hugging Face id")] = "tiny"
+    adapter: Annotated[
+        str | None, help("start from this adapter (a folder or a run of the same base) instead of from zero")
+    ] = None
     data: Annotated[list[str], help("files, folders or hub:ID[:split]; PATH@2 counts twice, PATH@0.5 half")] = []
-    map: Annotated[dict[str, str], help("rename a row's keys: {text: content} reads 'content' as the text")] = {}
+    map: Annotated[dict[str, str], help("where a row's text is: text=content reads the key 'content'")] = {}
     valid: Annotated[str | None, help("validation data; by default valid_split of the documents, chosen by hash")] = None
     valid_split: Annotated[float, help("share of the documents held out where no valid is given", ge=0, lt=1)] = 0.05
     retention: Annotated[str | None, help("general text on the same curve, so that forgetting is seen")] = None
@@ -247,9 +250,19 @@ def _convert(value: Any, annotation: Any) -> Any:
         raise msgspec.ValidationError("Expected another type, got `bool`")
     if isinstance(value, str) and type_name(annotation).startswith("list of"):
         value = [value]
+    if type_name(annotation) == "mapping" and isinstance(value, (str, list)):
+        value = _pairs([value] if isinstance(value, str) else value)
     # YAML 1.1 reads 1e-4 as text: let numbers in text be numbers, where a number is wanted.
     lax = isinstance(value, str) and "text" not in type_name(annotation)
     return msgspec.convert(value, annotation, strict=not lax)
+
+
+def _pairs(items: list[Any]) -> dict[str, str]:
+    """``["text=content"]`` as a flag gives it."""
+    pairs = [str(item).partition("=") for item in items]
+    if not all(equals for _, equals, _ in pairs):
+        raise msgspec.ValidationError("Write key=key")
+    return {key: value for key, _, value in pairs}
 
 
 def _reason(error: Exception, value: Any, annotation: Any) -> str:

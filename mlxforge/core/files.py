@@ -120,11 +120,19 @@ def sweep(directory: Path, older_than: float = 0.0) -> None:
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Holds ``directory`` for this process alone; the lock goes with the process, however it ends."""
-    with disk_errors(directory), open(directory / ".lock", "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError("another process is writing this run", where=str(directory), fix="wait for it or stop it") from None
+    with disk_errors(directory):
+        file = open(directory / ".lock", "a")  # noqa: SIM115 - held until the end
+    with file:
+        for last in (False, False, True):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if last:
+                    what = "another process is writing this run"
+                    raise RunError(what, where=str(directory), fix="wait for it or stop it") from None
+                # Somebody who looks whether the run lives holds the lock for a moment.
+                time.sleep(0.1)
         yield
 
 

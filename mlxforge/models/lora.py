@@ -155,11 +155,3 @@ def load_weights(model: nn.Module, weights: dict[str, mx.array], where: str) -> 
             fix="use the base it was trained on",
         )
     model.load_weights(list(weights.items()), strict=False)
-
-
-def apply_adapter(model: nn.Module, directory: Path) -> dict[str, Any]:
-    """Loads an adapter folder onto a base model, in place; returns its config."""
-    weights, config = read_adapter(directory)
-    make_trainable(model, config)
-    load_weights(model, weights, str(directory))
-    return config

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mlxforge.core.config import CptConfig
-from mlxforge.core.events import Control, Emit, Warned, fan_out
+from mlxforge.core.events import Control, Emit, Progress, Warned, fan_out
 from mlxforge.runs.execution import RunResult, execute, lineage_of, resumed
+from mlxforge.runs.record import find_run
 from mlxforge.runs.text import TextData, make_encoder, prompts, read_text
 
 OBJECTIVE = "cpt"
@@ -123,11 +124,13 @@ def prepare(config: CptConfig, emit: Emit, cache: Path | None = None) -> Prepare
 
     path = resolve_model(config.model)
     check_model_files(path)
+    start = start_adapter(config)
     data = read_text(config, make_encoder(load_tokenizer(path), path, fast_tokenizer(path)), emit, cache)
+    emit(Progress(task="loading the model", done=0))
     loaded = load(config.model, config.dtype)
 
     from mlxforge.models.hooks import add_embedding_noise, checkpoint_layers
-    from mlxforge.models.lora import adapter_config, make_trainable
+    from mlxforge.models.lora import adapter_config, load_weights, make_trainable, read_adapter
     from mlxforge.models.scoring import Scorer
     from mlxforge.training.streams import RowStream, choose_mode
 
@@ -135,6 +138,8 @@ def prepare(config: CptConfig, emit: Emit, cache: Path | None = None) -> Prepare
     adapter = adapter_config(model, config.lora, str(path) if config.model == "tiny" else config.model)
     scorer = Scorer(model)
     make_trainable(model, adapter, config.seed)
+    if start is not None:
+        load_weights(model, read_adapter(start)[0], str(start))
     add_embedding_noise(model, config.neftune_alpha)
     if config.grad_checkpoint:
         checkpoint_layers(model)
@@ -145,8 +150,16 @@ def prepare(config: CptConfig, emit: Emit, cache: Path | None = None) -> Prepare
     return PreparedText(
         config, loaded, data, scorer, adapter, stream, mode,
         plan=_plan(config, data, stream, mode, model),
-        lineage=lineage_of(config, identity, data.hashes()),
+        lineage=lineage_of(config, identity, data.hashes(), start),
     )  # fmt: skip
+
+
+def start_adapter(config: CptConfig) -> Path | None:
+    """The folder of the adapter to start from: a run's best weights, or any folder with an adapter."""
+    if config.adapter is None:
+        return None
+    folder = Path(config.adapter).expanduser()
+    return folder if folder.is_dir() else find_run(config.adapter, Path(config.runs_dir))
 
 
 def _warn(config: CptConfig, loaded: Any, mode: str, emit: Emit) -> None:

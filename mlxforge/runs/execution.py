@@ -22,7 +22,7 @@ from mlxforge.core.config import T, TrainSettings, from_dict, to_dict, to_yaml
 from mlxforge.core.errors import ConfigError, Interrupted, MlxforgeError, RunError, RunFailed
 from mlxforge.core.eventlog import EventLog
 from mlxforge.core.events import Control, Emit, RunEnded, RunStarted, fan_out
-from mlxforge.core.files import locked, new_directory
+from mlxforge.core.files import file_hash, locked, new_directory
 from mlxforge.runs.record import CONFIG, EVENTS, RECORD, find_run, write_record
 
 PACKAGES = ("mlxforge", "mlx", "mlx-lm", "numpy", "tokenizers", "transformers")
@@ -107,12 +107,14 @@ def check_same_data(record: dict[str, Any], lineage: dict[str, Any], path: Path)
             )
 
 
-def lineage_of(settings: TrainSettings, model: dict[str, Any], data: dict[str, str]) -> dict[str, Any]:
-    """Where a run comes from: base model, data, seed, versions, machine."""
+def lineage_of(settings: TrainSettings, model: dict[str, Any], data: dict[str, str], parent: Path | None) -> dict[str, Any]:
+    """Where a run comes from: base model, data, adapter it started from, seed, versions, machine."""
+    from mlxforge.models.lora import WEIGHTS_FILE
+
     return {
         "model": model,
         "data": data,
-        "parent": None,
+        "parent": parent and {"path": str(parent), "hash": file_hash(parent / WEIGHTS_FILE)},
         "seed": settings.seed,
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),

@@ -148,6 +148,29 @@ def test_all_wrong_settings_are_told_at_once(tmp_path, capsys):
     assert len(lines) == 3
 
 
+def test_an_adapter_of_another_model(tmp_path, capsys, documents):
+    assert call(capsys, tmp_path, "--data", documents, "--name", "a", "--lora-rank", "4")[0] == 0
+    start = ["--data", documents, "--name", "b", "--adapter", tmp_path / "runs" / "a"]
+    for words, message in (
+        (["--model", make_tiny("qwen2", tmp_path / "other"), "--lora-rank", "4"], "the adapter is of another model"),
+        (["--lora-rank", "8"], "the adapter is of another model"),
+        (["--adapter", tmp_path], "not a whole adapter"),
+        (["--adapter", "nobody"], "nobody"),
+    ):
+        code, lines = call(capsys, tmp_path, *start, *words)
+        assert code == 2
+        assert message in lines[-1]
+        assert not (tmp_path / "runs" / "b").exists()
+
+
+def test_where_the_text_is(tmp_path, capsys):
+    rows = file(tmp_path, "a.jsonl", "".join(json.dumps({"body": f"line {i} of it"}) + "\n" for i in range(9)))
+    assert call(capsys, tmp_path, "--data", rows, "--map", "text=body")[0] == 0
+    code, lines = call(capsys, tmp_path, "--data", rows, "--map", "body")
+    assert code == 2
+    assert "write key=key" in lines[-1]
+
+
 def test_an_unwritable_folder(tmp_path, capsys, documents):
     (tmp_path / "runs").write_text("a file, where a folder should be")
     code, lines = call(capsys, tmp_path, "--data", documents)

@@ -23,6 +23,7 @@ BASE = {
 # setting -> the value tried, and what else must be set for it to matter.
 CHANGES = {
     "model": ("made", {}),
+    "adapter": ("trained", {}),
     "data": ("fewer", {}),
     "map": ({"text": "body"}, {"data": "rows"}),
     "valid": ("fewer", {}),
@@ -83,7 +84,9 @@ def places(documents, tmp_path_factory):
     for index, text in enumerate(texts[:12]):
         (folder / "fewer" / f"{index:02d}.txt").write_text(text)
     made = make_tiny("qwen2", folder / "made")
-    return {"rows": str(folder / "rows.jsonl"), "fewer": str(folder / "fewer"), "made": str(made)}
+    values = nested(BASE | {"data": str(documents), "name": "trained", "runs_dir": str(folder)})
+    trained = train(from_dict(CptConfig, values)).path
+    return {"trained": str(trained), "rows": str(folder / "rows.jsonl"), "fewer": str(folder / "fewer"), "made": str(made)}
 
 
 def nested(values):
