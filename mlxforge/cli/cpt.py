@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from mlxforge.cli.options import config_from, given, setting_options
-from mlxforge.core.config import CptConfig, to_yaml
+from mlxforge.core.config import CptConfig, to_dict, to_yaml
 from mlxforge.core.errors import ConfigError, Interrupted
 from mlxforge.core.events import Control
 
@@ -62,7 +62,7 @@ def _run(config: CptConfig, resume: str | None, dry_run: bool, mode: Any) -> Non
     if dry_run:
         with listeners("json" if mode == "json" else "quiet") as emit:
             plan = runs.dry_run(config, [emit])
-        click.echo(json.dumps({"config": _plain(config), "plan": plan}) if mode == "json" else _page(config, plan))
+        click.echo(_json({"config": to_dict(config), "plan": plan}) if mode == "json" else _page(config, plan))
         return
     try:
         with listeners(mode, control) as emit:
@@ -72,16 +72,15 @@ def _run(config: CptConfig, resume: str | None, dry_run: bool, mode: Any) -> Non
                 ended = runs.cpt(config, [emit], control)
     except Interrupted as stop:
         if mode == "json" and stop.result is not None:
-            click.echo(json.dumps(stop.result))
+            click.echo(_json(stop.result))
         raise
     if mode == "json":
-        click.echo(json.dumps(ended.result))
+        click.echo(_json(ended.result))
 
 
-def _plain(config: CptConfig) -> dict[str, Any]:
-    from mlxforge.core.config import to_dict
-
-    return to_dict(config)
+def _json(value: dict[str, Any]) -> str:
+    """One line of JSON; a number that is not finite becomes null, so that every reader takes it."""
+    return msgspec.json.encode(value).decode()
 
 
 def _page(config: CptConfig, plan: dict[str, Any]) -> str:

@@ -69,6 +69,9 @@ def load(name: str, dtype: str = "auto") -> Loaded:
         from mlxforge.models.cpu import install
 
         install(model)
+    elif mx.metal.is_available():
+        # As mlx-lm does: memory that the system may not page out under a model.
+        mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
     return Loaded(model, tokenizer, config, path, detected, floating_dtype(model))
 
 

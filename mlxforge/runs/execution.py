@@ -209,7 +209,7 @@ class _Run:
                 raise RunFailed(str(error), where=str(self.path), fix=f"then: --resume {self.path.name}") from error
             raise
         ended = self._end(job.state, status, "")
-        if control.interrupted:
+        if control.interrupted and status == "interrupted":
             stop = Interrupted(f"interrupted after step {job.state.step}; the state is saved", fix=ended.next_steps[0])
             stop.result = ended.result
             raise stop

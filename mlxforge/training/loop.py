@@ -211,7 +211,7 @@ class Loop:
         if step % (settings.save_every or every) == 0 or improved or self.control.save or self.control.finish:
             self.control.save = False
             self._save(improved)
-        if self.control.finish:
+        if self.control.finish and step < self.job.steps:
             return "interrupted"
         if settings.patience is not None and self.state.worse_in_row >= settings.patience:
             self.emit(Warned(message=f"stopped early: no better validation loss in {settings.patience} evaluations"))
@@ -232,7 +232,8 @@ class Loop:
         self.evaluated_at = state.step
         self.model.eval()
         scores = dict(self.job.evaluate())
-        better = "valid" in scores and (state.best is None or scores["valid"].loss < state.best.loss)
+        better = "valid" in scores and _finite(scores["valid"].loss)
+        better = better and (state.best is None or scores["valid"].loss < state.best.loss)
         for name, score in scores.items():
             self.emit(
                 Evaluated(
@@ -257,6 +258,7 @@ class Loop:
             state.best = Best(state.step, scores["valid"].loss)
         for prompt, text in self.job.sample():
             self.emit(Sampled(step=state.step, prompt=prompt, text=text))
+        mx.clear_cache()  # buffers of the evaluation's shapes
         if better and state.step == 0:
             self._save(True)
         return better and state.step > 0
