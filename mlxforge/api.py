@@ -13,10 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from mlxforge.core.config import CptConfig
+from mlxforge.core.blas import load_blas
+from mlxforge.core.config import CptConfig, checked
 from mlxforge.core.events import Control, Emit
 from mlxforge.runs import cpt
 from mlxforge.runs.execution import RunResult
+
+load_blas()  # before anything imports MLX
 
 
 def train(config: CptConfig, listeners: Sequence[Emit] = (), control: Control | None = None) -> RunResult:
@@ -25,7 +28,7 @@ def train(config: CptConfig, listeners: Sequence[Emit] = (), control: Control | 
     Raises:
         MlxforgeError: one clear line on what is wrong, where, and the fix.
     """
-    return cpt.cpt(config, listeners, control)
+    return cpt.cpt(checked(config), listeners, control)
 
 
 def resume(
@@ -37,7 +40,7 @@ def resume(
 
 def plan(config: CptConfig, listeners: Sequence[Emit] = ()) -> dict[str, Any]:
     """What a run would do and need (rows, tokens, steps, memory in bytes by part, seconds); writes nothing."""
-    return cpt.dry_run(config, listeners)
+    return cpt.dry_run(checked(config), listeners)
 
 
 def list_runs(runs_dir: str = "runs") -> list[Any]:

@@ -11,30 +11,40 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from functools import cache
 
 NAMES = ("libopenblas.so.0", "libopenblas.so")
 HINT = "install OpenBLAS for 30 times faster training on Linux: sudo apt-get install libopenblas0-pthread"
+LATE = "mlx was imported before mlxforge could load OpenBLAS: import mlxforge.api first for 30 times faster training on Linux"
 # mallopt(3): parameter -> value. One heap for all threads, grown in large steps, that keeps what is freed.
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX, ARENA_MAX = -1, -2, -4, -8
 HEAP = {ARENA_MAX: 1, MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: 64 << 20}
 
 
-def load_blas() -> str | None:
+@cache
+def load_blas() -> str:
     """Prepares Linux for MLX; to be called before ``import mlx.core``, any number of times.
 
     Returns:
-        The name of the BLAS that was loaded, ``""`` where none is needed, None where none was found.
+        What keeps MLX slow here, with what mends it; ``""`` where nothing does.
     """
     if not sys.platform.startswith("linux"):
         return ""
     _keep_memory()
+    late = "mlx.core" in sys.modules and not _loaded()
     for name in NAMES:
         try:
             ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
         except OSError:
             continue
-        return name
-    return None
+        return LATE if late else ""
+    return HINT
+
+
+def _loaded() -> bool:
+    """Whether OpenBLAS is in the process already."""
+    with open("/proc/self/maps") as file:
+        return any("libopenblas" in line and "numpy" not in line for line in file)
 
 
 def _keep_memory() -> None:

@@ -63,7 +63,7 @@ class TrainSettings(Settings):
     replay_ratio: Annotated[float, help("share of the trained tokens that comes from replay", ge=0, lt=1)] = 0.0
     name: Annotated[str | None, help("name of the run (default: objective and time)")] = None
     runs_dir: Annotated[str, help("folder that holds the runs")] = "runs"
-    seed: Annotated[int, help("seed of everything random: same seed, same run", ge=0)] = 0
+    seed: Annotated[int, help("seed of everything random: same seed, same run", ge=0, le=2**32 - 1)] = 0
     epochs: Annotated[float, help("passes over the data", gt=0)] = 3.0
     steps: Annotated[Count | None, help("optimizer updates; overrides epochs")] = None
     batch_tokens: Annotated[int, help("tokens a micro-batch holds at most, padding included", ge=16)] = 4096
@@ -305,6 +305,15 @@ def from_dict(settings: type[T], values: dict[str, Any], where: str = "") -> T:
         else:
             flat[key] = value
     return resolve(settings, Layer(flat, dict.fromkeys(flat, where)))
+
+
+def checked(settings: T) -> T:
+    """The same settings, every type and bound checked: a Struct made in Python checks nothing.
+
+    Raises:
+        ConfigError: as :func:`resolve`.
+    """
+    return from_dict(type(settings), to_dict(settings))
 
 
 def to_yaml(settings: Settings) -> str:

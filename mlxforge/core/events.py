@@ -137,10 +137,12 @@ class Control:
     """What a user asks of a running loop, from a key or a signal; the loop looks after every step.
 
     ``save`` and ``evaluate`` are wishes, reset once met; ``finish`` ends the run cleanly after this step
-    (state saved, run resumable); ``interrupted`` tells that a signal asked for it.
+    (state saved, run resumable); ``interrupted`` tells that a signal asked for it. ``cleanups`` give the terminal back
+    where the process must stop at once.
     """
 
     def __init__(self) -> None:
+        self.cleanups: list[Callable[[], None]] = []
         self.save = False
         self.evaluate = False
         self.finish = False

@@ -73,10 +73,10 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 
 @contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
+def new_directory(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """A folder that appears whole: yields a temporary sibling to fill, which takes the name ``path`` at the end.
 
-    An existing ``path`` is replaced. On an error nothing is left behind.
+    An existing ``path`` is replaced, or is an error (EEXIST) where ``replace`` is false. On an error nothing is left behind.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,9 +87,9 @@ def new_directory(path: Path) -> Iterator[Path]:
                 sync(file)
             sync(temporary)
             os.chmod(temporary, 0o755)
-            if path.exists():
-                shutil.rmtree(path)
-            os.replace(temporary, path)
+            if replace:
+                shutil.rmtree(path, ignore_errors=True)
+            temporary.rename(path)
             sync(path.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -31,11 +31,16 @@ def _recomputing(kind: Any) -> Any:
             # Arrays go through the checkpoint so that gradients reach them; masks and caches are closed over.
             places = [i for i, arg in enumerate(args) if isinstance(arg, mx.array) and mx.issubdtype(arg.dtype, mx.floating)]
 
+            # Dropout must draw the same mask when the inside is computed again, so its seed is fixed here.
+            high, low = mx.random.state[0].tolist()
+            seed = high << 32 | low
+
             def inner(parameters: dict[str, Any], arrays: list[mx.array]) -> Any:
                 self.update(parameters)
                 filled = list(args)
                 for place, array in zip(places, arrays, strict=True):
                     filled[place] = array
+                mx.random.seed(seed)
                 return kind.__call__(self, *filled, **kwargs)
 
             return mx.checkpoint(inner)(self.trainable_parameters(), [args[i] for i in places])

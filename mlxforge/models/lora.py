@@ -88,12 +88,12 @@ def make_trainable(model: nn.Module, config: dict[str, Any], seed: int = 0) -> N
     last = model.layers[-config["num_layers"] :]
     if config["fine_tune_type"] == "full":
         whole = config["num_layers"] == len(model.layers)
-        for part in [model] if whole else last:
-            part.unfreeze()
-            # The packed weights of a quantized layer are whole numbers: there is no gradient to follow.
-            part.apply_to_modules(_freeze_quantized)
-        if not tree_flatten(model.trainable_parameters()):
+        parts = [model] if whole else last
+        if any("scales" in module for part in parts for module in part.modules()):
+            # Packed weights are whole numbers: there is no gradient to follow.
             raise ConfigError("lora.kind: full training needs a base that is not quantized", fix="use lora.kind=lora")
+        for part in parts:
+            part.unfreeze()
         return
     mx.random.seed(seed)
     dora = config["fine_tune_type"] == "dora"
@@ -104,11 +104,6 @@ def make_trainable(model: nn.Module, config: dict[str, Any], seed: int = 0) -> N
     for module in model.modules():
         if type(module) is LoRALinear:
             module.__class__ = DirectLoRALinear
-
-
-def _freeze_quantized(_: str, module: nn.Module) -> None:
-    if hasattr(module, "bits") and hasattr(module, "scales"):
-        module.freeze()
 
 
 def trainable(model: nn.Module) -> dict[str, mx.array]:

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxforge.core.config import CptConfig
+import msgspec
+
+from mlxforge.core.blas import load_blas
+from mlxforge.core.config import CptConfig, LoraSettings
 from mlxforge.core.events import Control, Emit, Progress, Warned, fan_out
 from mlxforge.runs.execution import RunResult, execute, lineage_of, resumed
 from mlxforge.runs.record import find_run
-from mlxforge.runs.text import TextData, make_encoder, prompts, read_text
+from mlxforge.runs.text import TextData, anchored, make_encoder, prompts, read_text
 
 OBJECTIVE = "cpt"
 
@@ -28,6 +31,7 @@ def cpt(
         MlxforgeError: see its tree; nothing is left half-written.
     """
     emit = fan_out(listeners)
+    config = anchored(config)
     prepared = prepare(config, emit)
     return execute(config, OBJECTIVE, prepared, emit, control or Control())
 
@@ -46,10 +50,10 @@ def dry_run(config: CptConfig, listeners: Sequence[Emit] = ()) -> dict[str, Any]
     """The plan of a run, with time and memory from a probe of its largest batch. Writes nothing."""
     import tempfile
 
-    from mlxforge.training.probe import probe
-
     with tempfile.TemporaryDirectory(prefix="mlxforge-") as cache:
         prepared = prepare(config, fan_out(listeners), cache=Path(cache))
+        from mlxforge.training.probe import probe
+
         job = prepared.job(None, lambda: 0)
         return prepared.plan | probe(job, prepared.evaluation_slots)
 
@@ -122,6 +126,8 @@ def prepare(config: CptConfig, emit: Emit, cache: Path | None = None) -> Prepare
     """Reads the data first (its mistakes show in seconds), then loads the model and plans."""
     from mlxforge.models.load import check_model_files, fast_tokenizer, load, load_tokenizer, model_hash, resolve_model
 
+    if slow := load_blas():
+        emit(Warned(message=slow))
     path = resolve_model(config.model)
     check_model_files(path)
     start = start_adapter(config)
@@ -146,7 +152,12 @@ def prepare(config: CptConfig, emit: Emit, cache: Path | None = None) -> Prepare
     mode = choose_mode(data.train, config, loaded.detected.packable)
     _warn(config, loaded, mode, emit)
     stream = RowStream(data.mixture(config.replay_ratio), config, mode)
-    identity = {"name": config.model, "hash": model_hash(path), "family": loaded.detected.family.name}
+    identity = {
+        "name": config.model,
+        "hash": model_hash(path),
+        "tokenizer": data.encoder.key,
+        "family": loaded.detected.family.name,
+    }
     return PreparedText(
         config, loaded, data, scorer, adapter, stream, mode,
         plan=_plan(config, data, stream, mode, model),
@@ -163,6 +174,9 @@ def start_adapter(config: CptConfig) -> Path | None:
 
 
 def _warn(config: CptConfig, loaded: Any, mode: str, emit: Emit) -> None:
+    default = LoraSettings(kind="full")
+    if config.lora.kind == "full" and msgspec.structs.replace(config.lora, layers=None) != default:
+        emit(Warned(message="lora.kind is full: of the other lora settings only layers has an effect"))
     if config.batching == "packed" and mode != "packed":
         emit(Warned(message=f"{loaded.detected.family.name} models cannot be packed: rows are bucketed instead"))
     limit = loaded.config.get("max_position_embeddings")

@@ -260,6 +260,11 @@ def tool(name: str) -> str:
 def next_steps(path: Path, settings: TrainSettings, objective: str, status: str, result: dict[str, Any]) -> list[str]:
     """Commands that fit the result."""
     where = "" if settings.runs_dir == "runs" else f" --runs-dir {settings.runs_dir}"
+    if status == "failed" and result["skipped_updates"] >= settings.max_skipped:
+        rate = settings.learning_rate / 3
+        return [
+            f"{tool('mlxforge')} {objective}{where} --adapter {path} --learning-rate {rate:.2g} (and the settings of this run)"
+        ]
     if status != "finished":
         return [f"{tool('mlxforge')} {objective}{where} --resume {path.name}"]
     from mlxforge.models.load import resolve_model

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import msgspec
 
 from mlxforge.core.config import TrainSettings
 from mlxforge.core.errors import ConfigError, DataError, ModelError
@@ -46,6 +49,27 @@ def expand(spec: str) -> str:
     return str(embedded("data", *spec.removeprefix(SAMPLE).split("/"))) if spec.startswith(SAMPLE) else spec
 
 
+S = TypeVar("S", bound=TrainSettings)
+
+
+def anchored(settings: S) -> S:
+    """The settings with every local path absolute, so that the run can be resumed from any folder."""
+
+    def anchor(spec: str) -> str:
+        head = "hub:" if spec.startswith("hub:") else ""
+        path, at, weight = spec.removeprefix(head).rpartition("@")
+        if Path(spec.removeprefix(head)).expanduser().exists():
+            path, at, weight = spec.removeprefix(head), "", ""
+        place = Path(path).expanduser()
+        return f"{head}{place.resolve()}{at}{weight}" if path and place.exists() else spec
+
+    names = ("model", "adapter", "valid", "retention", "replay")
+    changes: dict[str, Any] = {name: anchor(value) for name in names if (value := getattr(settings, name))}
+    if settings.model == "tiny" or not Path(settings.model).expanduser().is_dir():
+        changes.pop("model")
+    return msgspec.structs.replace(settings, data=[anchor(spec) for spec in settings.data], **changes)
+
+
 def read_text(settings: TrainSettings, encoder: Encoder, emit: Emit, cache: Path | None = None) -> TextData:
     """Reads, tokenises and windows everything that the settings name.
 
@@ -61,11 +85,11 @@ def read_text(settings: TrainSettings, encoder: Encoder, emit: Emit, cache: Path
         raise ConfigError("replay and replay_ratio go together", where="replay", fix="give both, such as replay_ratio=0.25")
     folder = cache or cache_dir() / "tokens"
 
-    def tokens(specs: Sequence[str]) -> TokenSet:
+    def tokens(specs: Sequence[str], mapping: Mapping[str, str] = MappingProxyType({})) -> TokenSet:
         sources: list[Source] = [parse_spec(expand(spec)) for spec in specs]
-        return prepare(sources, encoder, cache=folder, mapping=settings.map, emit=emit)
+        return prepare(sources, encoder, cache=folder, mapping=mapping, emit=emit)
 
-    train = tokens(settings.data)
+    train = tokens(settings.data, settings.map)
     counts = dict(train.counts)
     train, valid = _held_out(train, tokens, settings, emit)
     if not len(train):
@@ -82,7 +106,7 @@ def read_text(settings: TrainSettings, encoder: Encoder, emit: Emit, cache: Path
 
 def _held_out(train: TokenSet, tokens: Any, settings: TrainSettings, emit: Emit) -> tuple[TokenSet, TokenSet | None]:
     if settings.valid:
-        valid: TokenSet = tokens([settings.valid])
+        valid: TokenSet = tokens([settings.valid], settings.map)
         kept = train.without(valid)
         if len(kept) < len(train):
             emit(Noted(message=f"{len(train) - len(kept)} training documents left out: they are in the validation set"))

@@ -59,10 +59,19 @@ class CheckpointStore:
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             temporary = self.run / f".{name}{TEMPORARY}"
             with disk_errors(self.run / name):
-                temporary.unlink(missing_ok=True)
-                shutil.copyfile(source / name, temporary)
-                sync(temporary)
-                os.replace(temporary, self.run / name)
+                try:
+                    shutil.copyfile(source / name, temporary)
+                    sync(temporary)
+                    os.replace(temporary, self.run / name)
+                finally:
+                    temporary.unlink(missing_ok=True)
+
+    def go_back(self, step: int) -> None:
+        """Makes the checkpoint of ``step`` the last one again; later ones go."""
+        state = check(self.path(step))
+        point(self.run / "last", f"checkpoints/{self.path(step).name}")
+        self.publish(state)
+        self._prune(state)
 
     def load(self) -> tuple[dict[str, mx.array], dict[str, mx.array], dict[str, Any]] | None:
         """Weights, optimizer arrays and state of the last checkpoint; None where the run has none yet.
@@ -97,9 +106,11 @@ class CheckpointStore:
         # A resumed run may find checkpoints of a later step that it will reach again: they are of the same run, but stale.
         steps = [path for path in self._steps() if path <= self.path(state["step"])]
         stale = [path for path in self._steps() if path > self.path(state["step"])]
-        best = self.path((state.get("best") or state)["step"])
+        needed = [self.path((state.get("best") or state)["step"])]
+        if state.get("proven") is not None:
+            needed.append(self.path(state["proven"]))
         for path in steps[: -self.keep] + stale:
-            if path != best:
+            if path not in needed:
                 shutil.rmtree(path, ignore_errors=True)
 
 

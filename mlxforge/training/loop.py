@@ -66,6 +66,8 @@ class State(msgspec.Struct):
     before: dict[str, dict[str, Any]] = {}
     peak_memory: int = 0
     events: int = 0
+    evaluated_at: int = -1
+    proven: int | None = None  # last checkpoint whose weights gave a finite loss in the step after it
 
 
 @dataclass
@@ -107,20 +109,27 @@ class Loop:
         self.job, self.emit, self.control = job, emit, control
         self.state, self.settings, self.model = job.state, job.settings, job.scorer.model
         self.optimizer = Optimizer(job.settings)
-        self.evaluated_at = self.saved_at = -1
+        self.saved_at = -1
         self._gradient = nn.value_and_grad(self.model, self._terms)
 
     def run(self) -> str:
         """Trains from the job's state to the last step, or to where the user or a failure ends it."""
-        if self.state.step == 0:
-            self._evaluate()
-        while self.state.step < self.job.steps:
+        if self.state.evaluated_at < 0:
+            self._save(self._evaluate())
+        while not self._complete():
             self._update()
-            stop = self._housekeeping()
-            if stop:
-                return stop
-        self._finish()
+            self._housekeeping()
+            if self.control.finish and not self._complete():
+                return "interrupted"
+        if self.state.step < self.job.steps:
+            patience = self.settings.patience
+            self.emit(Warned(message=f"stopped early: no better validation loss in {patience} evaluations"))
         return "finished"
+
+    def _complete(self) -> bool:
+        """Whether all steps are done or patience has run out."""
+        patience = self.settings.patience
+        return self.state.step >= self.job.steps or (patience is not None and self.state.worse_in_row >= patience)
 
     def _terms(self, batch: Batch) -> tuple[mx.array, int, dict[str, mx.array]]:
         total, count, metrics = self.job.loss(self.job.scorer, batch)
@@ -158,6 +167,7 @@ class Loop:
             mx.eval(self.model.trainable_parameters(), self.optimizer.rule.state)
             state.skipped_in_row = 0
             state.train_loss = step.loss
+            state.proven = state.step if self.saved_at == state.step else state.proven
         else:
             norm = float("nan")
             state.skipped += 1
@@ -194,42 +204,38 @@ class Loop:
             )
         )
 
-    def _housekeeping(self) -> str:
-        """Evaluates, saves and stops as settings and user ask. Returns the status that ends the run, or ''."""
-        step, settings = self.state.step, self.settings
+    def _housekeeping(self) -> None:
+        """Evaluates and saves as settings and user ask. The last step does both, in this order."""
+        step, settings, control = self.state.step, self.settings, self.control
+        if self.state.skipped_in_row:
+            # These weights may be spoiled: nothing of them is kept.
+            if self.state.skipped_in_row >= settings.max_skipped:
+                self._diverged()
+            return
         every = settings.eval_every or max(1, self.job.steps // 10)
         improved = False
-        if step % every == 0 or self.control.evaluate:
-            self.control.evaluate = False
+        if step % every == 0 or step == self.job.steps or control.evaluate:
+            control.evaluate = False
             improved = self._evaluate()
-        if self.state.skipped_in_row >= settings.max_skipped:
+        if step % (settings.save_every or every) == 0 or improved or self._complete() or control.save or control.finish:
+            control.save = False
             self._save(improved)
-            raise RunFailed(
-                f"{self.state.skipped_in_row} updates in a row had a non-finite loss or gradient",
-                fix="lower learning_rate; the weights before them are saved",
-            )
-        if step % (settings.save_every or every) == 0 or improved or self.control.save or self.control.finish:
-            self.control.save = False
-            self._save(improved)
-        if self.control.finish and step < self.job.steps:
-            return "interrupted"
-        if settings.patience is not None and self.state.worse_in_row >= settings.patience:
-            self.emit(Warned(message=f"stopped early: no better validation loss in {settings.patience} evaluations"))
-            self._finish()
-            return "finished"
-        return ""
 
-    def _finish(self) -> None:
-        improved = False
-        if self.evaluated_at != self.state.step:
-            improved = self._evaluate()
-        if self.saved_at != self.state.step:
-            self._save(improved)
+    def _diverged(self) -> None:
+        """Goes back to the last checkpoint that proved good, and gives up."""
+        proven = self.state.proven
+        if self.job.store is not None and proven is not None:
+            self.job.store.go_back(proven)
+        raise RunFailed(
+            f"{self.state.skipped_in_row} updates in a row had a non-finite loss or gradient; "
+            + ("no state before them is known to be good" if proven is None else f"the state of step {proven} is kept"),
+            fix=f"start again with a lower learning_rate than {self.settings.learning_rate:g}",
+        )
 
     def _evaluate(self) -> bool:
         """Scores the fixed sets; returns whether the validation loss is the best of the run."""
         state = self.state
-        self.evaluated_at = state.step
+        state.evaluated_at = state.step
         self.model.eval()
         scores = dict(self.job.evaluate())
         better = "valid" in scores and _finite(scores["valid"].loss)
@@ -259,15 +265,15 @@ class Loop:
         for prompt, text in self.job.sample():
             self.emit(Sampled(step=state.step, prompt=prompt, text=text))
         mx.clear_cache()  # buffers of the evaluation's shapes
-        if better and state.step == 0:
-            self._save(True)
-        return better and state.step > 0
+        return better
 
     def _save(self, best: bool) -> None:
         self.saved_at = self.state.step
         if self.job.store is None:
             return
         self.state.events = self.job.event_offset()
+        if self._complete():
+            self.state.proven = None  # no step comes that could spoil the weights
         plain = msgspec.to_builtins(self.state)
         path = self.job.store.save(trainable(self.model), self.optimizer.state, plain)
         self.emit(Saved(step=self.state.step, path=os.fspath(path), best=best))
@@ -285,7 +291,7 @@ class Loop:
         restored = msgspec.convert({key: value for key, value in plain.items() if key != "files"}, State)
         for name in State.__struct_fields__:
             setattr(self.state, name, getattr(restored, name))
-        self.evaluated_at = self.saved_at = self.state.step
+        self.saved_at = self.state.step
         self.job.store.publish(plain)
 
 

@@ -51,7 +51,7 @@ def probe(job: Job, evaluation_slots: int) -> dict[str, Any]:
 
 
 # Arrays of the trained weights' size that an update rule keeps.
-OPTIMIZER_COPIES = {"adamw": 2, "adafactor": 0, "muon": 1, "lion": 1, "sgd": 0}
+OPTIMIZER_COPIES = {"adamw": 2, "adafactor": 0, "muon": 1, "lion": 1, "sgd": 1}
 
 
 def _slots(stream: Stream, batches: list[Any]) -> float:

@@ -36,6 +36,8 @@ def listeners(mode: Mode, control: Control | None = None, *, watching: bool = Fa
         from mlxforge.ui.dashboard import Dashboard
 
         dashboard = Dashboard(control, watching=watching)
+        if control is not None:
+            control.cleanups.append(dashboard.close)
         with _signals(dashboard.close, dashboard.suspend), dashboard:
             yield dashboard
         return

@@ -7,9 +7,10 @@ import importlib
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 from mlxforge.core.config import LoraSettings
+from mlxforge.core.errors import ConfigError
 from mlxforge.models import scoring
 from mlxforge.models.hooks import checkpoint_layers
 from mlxforge.models.lora import adapter_config, make_trainable
@@ -33,7 +34,7 @@ HEADS = {
 LINEAR = {"tied", "untied", "scaled up", "scaled down"}
 
 
-def build(head: str, bits: int = 0, kind: str = "lora"):
+def build(head: str, bits: int = 0, kind: str = "lora", dropout: float = 0.0):
     name, extra = HEADS[head]
     module = importlib.import_module(f"mlx_lm.models.{name}")
     mx.random.seed(3)
@@ -41,7 +42,7 @@ def build(head: str, bits: int = 0, kind: str = "lora"):
     if bits:
         nn.quantize(model, 32, bits)
     scorer = Scorer(model)
-    make_trainable(model, adapter_config(model, LoraSettings(kind=kind, rank=4, alpha=8.0), "x"))
+    make_trainable(model, adapter_config(model, LoraSettings(kind=kind, rank=4, alpha=8.0, dropout=dropout), "x"))
     for _, module in model.named_modules():
         if "lora_b" in module:
             module.lora_b = 0.1 * mx.random.normal(module.lora_b.shape)
@@ -123,6 +124,43 @@ def test_checkpointed_layers_have_the_same_gradient_and_do_not_nest():
     checkpoint_layers(model)
     assert type(model.layers[0]) is kind
     assert_equal(plain, both_ways(model, scorer, tokens, mx.ones(38))[0])
+
+
+def test_recomputed_layers_draw_the_same_dropout():
+    """The gradient is that of the masks that made the loss: finite differences along it agree."""
+    model, scorer = build("tied", dropout=0.3)
+    tokens = mx.random.randint(0, SIZES["vocab_size"], (2, 20))
+    checkpoint_layers(model)
+
+    def loss(_):
+        mx.random.seed(5)
+        hidden = scorer.hidden(tokens[:, :-1])
+        return -scorer.log_probs(hidden.reshape(-1, hidden.shape[-1]), tokens[:, 1:].reshape(-1)).sum()
+
+    _, gradients = nn.value_and_grad(model, loss)(0)
+    start, size = model.trainable_parameters(), 1e-3
+    norm = mx.sqrt(sum(mx.square(g).sum() for _, g in tree_flatten(gradients)))
+
+    def moved(sign):
+        model.update(tree_map(lambda p, g: p + sign * size * g / norm, start, gradients))
+        return loss(0).item()
+
+    slope = (moved(1) - moved(-1)) / (2 * size)
+    assert slope == pytest.approx(norm.item(), rel=0.03)
+
+
+def test_full_training_of_a_quantized_base_is_refused():
+    with pytest.raises(ConfigError, match="not quantized"):
+        build("tied", bits=4, kind="full")
+
+
+def test_the_factor_of_a_head_is_exact_in_half_precision():
+    model, _ = build("scaled up")
+    model.set_dtype(mx.bfloat16)
+    assert Scorer(model).factor == pytest.approx(0.0625, rel=1e-5)
+    model, _ = build("scaled down")
+    model.set_dtype(mx.bfloat16)
+    assert Scorer(model).factor == pytest.approx(0.125, rel=1e-5)
 
 
 def test_a_break_in_the_gradient_would_be_seen(monkeypatch):

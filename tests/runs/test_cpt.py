@@ -164,16 +164,31 @@ def test_ctrl_c_finishes_the_step_and_saves(documents, tmp_path):
     assert (tmp_path / "a" / "last").resolve().name == "step-000002"
 
 
-def test_updates_that_are_not_finite_are_skipped_and_stop_the_run(documents, tmp_path):
+def test_a_run_that_diverges_goes_back_to_a_good_state(documents, tmp_path):
+    """The first update spoils the weights and is saved before the next step can tell: it must not be what is left."""
     events = []
-    with pytest.raises(RunFailed, match="non-finite"):
-        train(config(documents, tmp_path, learning_rate=1e30, clip_norm=None, steps=20, max_skipped=2), [events.append])
+    settings = config(documents, tmp_path, learning_rate=1e30, clip_norm=None, steps=20, max_skipped=2, save_every=1)
+    with pytest.raises(RunFailed, match="the state of step 0 is kept") as caught:
+        train(settings, [events.append])
+    assert caught.value.exit_code == 1
     skipped = [event.step for event in events if isinstance(event, StepDone) and event.skipped]
     assert len(skipped) == 2
     record = json.loads((tmp_path / "a" / "run.json").read_text())
     assert (record["status"], record["result"]["skipped_updates"]) == ("failed", 2)
-    saved = mx.load(str(tmp_path / "a" / "last" / "adapters.safetensors"))
-    assert all(mx.isfinite(array).all().item() for array in saved.values())
+    for folder in (tmp_path / "a", tmp_path / "a" / "last"):
+        saved = mx.load(str(folder / "adapters.safetensors"))
+        assert all(mx.max(mx.abs(array)).item() < 10 for array in saved.values())
+    assert [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()] == ["step-000000"]
+    assert "--resume" not in " ".join(events[-1].next_steps)
+
+
+def test_the_last_step_is_evaluated_before_it_is_saved(documents, tmp_path):
+    """save_every meets the last step, eval_every does not: the run's adapter is still its best."""
+    ended = train(config(documents, tmp_path, steps=5, eval_every=3, save_every=5, valid_split=0.2))
+    best = (ended.path / "best").resolve().name
+    assert best == f"step-{ended.result['best']['step']:06d}"
+    assert (ended.path / "adapters.safetensors").read_bytes() == (ended.path / "best" / "adapters.safetensors").read_bytes()
+    assert ended.result["best"]["step"] == 5
 
 
 def test_patience_stops_a_run_that_gets_worse(documents, tmp_path):
