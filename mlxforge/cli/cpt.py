@@ -40,6 +40,8 @@ def cpt(
     mlxforge cpt -c handbook-cpt --dry-run
     """
     config = config_from(CptConfig, file, assignments, flags)
+    if resume is not None and dry_run:
+        raise ConfigError("--resume and --dry-run do not go together", where="--dry-run", fix="leave one of them out")
     if resume is not None:
         _only_resume(file, assignments, flags)
         resume = config.name if resume == LAST and config.name else resume

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -54,14 +54,13 @@ def new_run(settings: TrainSettings, objective: str, lineage: dict[str, Any]) ->
     Raises:
         RunError: the name is taken.
     """
-    name = settings.name or f"{objective}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = settings.name or _free_name(Path(settings.runs_dir), f"{objective}-{time.strftime('%Y%m%d-%H%M%S')}")
     if Path(name).name != name or name.startswith("."):
         raise ConfigError(f"'{name}' is no name for a run", where="name", fix="use letters, digits, '-' and '_'")
     path = Path(settings.runs_dir) / name
+    taken = RunError("a run of this name exists", where=str(path), fix=f"go on with --resume {name}, or choose another --name")
     if path.exists():
-        raise RunError(
-            "a run of this name exists", where=str(path), fix=f"go on with --resume {name}, or choose another --name"
-        )
+        raise taken
     record = {
         "name": name,
         "objective": objective,
@@ -70,12 +69,24 @@ def new_run(settings: TrainSettings, objective: str, lineage: dict[str, Any]) ->
         "model": settings.model,
         "lineage": lineage,
     }
-    with new_directory(path) as directory:
-        (directory / CONFIG).write_text(to_yaml(settings))
-        (directory / RECORD).write_text(json.dumps(record, indent=2))
-        (directory / EVENTS).touch()
-        (directory / "checkpoints").mkdir()
+    try:
+        with new_directory(path, replace=False) as directory:
+            (directory / CONFIG).write_text(to_yaml(settings))
+            (directory / RECORD).write_text(json.dumps(record, indent=2))
+            (directory / EVENTS).touch()
+            (directory / "checkpoints").mkdir()
+    except MlxforgeError:
+        if (path / RECORD).exists():  # made by another process in the meantime
+            raise taken from None
+        raise
     return path
+
+
+def _free_name(runs: Path, name: str) -> str:
+    number = 1
+    while (runs / (free := name if number == 1 else f"{name}-{number}")).exists():
+        number += 1
+    return free
 
 
 def resumed(settings: type[T], runs_dir: str, name: str) -> tuple[Path, T, dict[str, Any]]:
@@ -130,22 +141,40 @@ def _version(package: str) -> str | None:
 
 
 @contextmanager
-def interruptible(control: Control) -> Iterator[None]:
-    """Ctrl-C ends the run after the step at hand, its state saved; a second one stops at once."""
+def interruptible(control: Control, stop_now: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C ends the run after the step at hand, its state saved; a second one stops at once (exit 130).
+
+    Python runs a handler between two of its own instructions, so none while MLX computes. The signal's number is written to
+    a pipe all the same, where a thread waits for the second.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handle(_: int, __: Any) -> None:
-        if control.interrupted:
-            raise KeyboardInterrupt
         control.interrupted = control.finish = True
 
-    before = signal.signal(signal.SIGINT, handle)
+    def wait_for_second() -> None:
+        seen = 0
+        while number := os.read(reader, 1):
+            seen += number[0] == signal.SIGINT
+            if seen == 2:
+                stop_now()
+                os._exit(Interrupted.exit_code)
+
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    thread = threading.Thread(target=wait_for_second, daemon=True)
+    thread.start()
+    before, pipe_before = signal.signal(signal.SIGINT, handle), signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
         yield
     finally:
+        signal.set_wakeup_fd(pipe_before)
         signal.signal(signal.SIGINT, before)
+        os.close(writer)
+        thread.join()
+        os.close(reader)
 
 
 def execute(
@@ -168,9 +197,17 @@ def execute(
     else:
         path = new_run(settings, objective, prepared.lineage)
         record = json.loads((path / RECORD).read_text())
-    with locked(path), EventLog(path / EVENTS) as log, interruptible(control):
+    with locked(path), EventLog(path / EVENTS) as log:
         run = _Run(settings, objective, path, record, fan_out([log, emit]))
-        return run.train(prepared.job(path, log.offset), prepared.plan, log, control)
+        job = prepared.job(path, log.offset)
+
+        def stop_now() -> None:
+            run.end(job.state, "interrupted", "stopped at once; the last checkpoint stays")
+            for cleanup in control.cleanups:
+                cleanup()
+
+        with interruptible(control, stop_now):
+            return run.train(job, prepared.plan, log, control)
 
 
 @dataclass
@@ -200,22 +237,22 @@ class _Run:
                 )
             )
             status = loop.run()
-        except KeyboardInterrupt:
-            self._end(job.state, "interrupted", "stopped at once; the last checkpoint stays")
-            raise
         except BaseException as error:
-            self._end(job.state, "failed", str(error))
+            # A disk that is full now was full before: the first error is the one to tell.
+            with suppress(MlxforgeError):
+                self.end(job.state, "failed", str(error))
             if isinstance(error, MlxforgeError) and not isinstance(error, RunFailed):
                 raise RunFailed(str(error), where=str(self.path), fix=f"then: --resume {self.path.name}") from error
             raise
-        ended = self._end(job.state, status, "")
+        ended = self.end(job.state, status, "")
         if control.interrupted and status == "interrupted":
             stop = Interrupted(f"interrupted after step {job.state.step}; the state is saved", fix=ended.next_steps[0])
             stop.result = ended.result
             raise stop
         return ended
 
-    def _end(self, state: Any, status: str, reason: str) -> RunResult:
+    def end(self, state: Any, status: str, reason: str) -> RunResult:
+        """Writes the record and tells the listeners how the run ended."""
         result = self.result(state, status)
         steps = next_steps(self.path, self.settings, self.objective, status, result)
         write_record(self.path, self.record | {"status": status, "reason": reason, "ended": time.time(), "result": result})
