@@ -13,6 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from mlxforge.models.attention import packed_cache
 from mlxforge.models.cpu import exp
@@ -130,6 +131,11 @@ def chunk_rows(vocabulary: int) -> int:
     return max(32, CHUNK_BYTES // (4 * vocabulary))
 
 
+def _detached(hidden: mx.array) -> mx.array:
+    """A copy that no transformation traces: what is computed from a traced array is kept, logits too, until the end."""
+    return mx.array(np.array(hidden.astype(mx.float32))).astype(hidden.dtype)
+
+
 def _logits(layer: nn.Module, h: mx.array) -> mx.array:
     return layer.as_linear(h) if isinstance(layer, (nn.Embedding, nn.QuantizedEmbedding)) else layer(h)
 
@@ -176,14 +182,13 @@ def _frozen_head_log_probs(layer: nn.Module, factor: float) -> Callable[[mx.arra
 
     def both(hidden: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
         size = chunk_rows(layer.weight.shape[0])
+        states = _detached(hidden)
         values: list[mx.array] = []
         gradients: list[mx.array] = []
         for i in range(0, hidden.shape[0], size):
-            h = hidden[i : i + size]
-            if gradients:
-                # One chunk after the other: without the order all chunks' logits could be alive at once.
-                h = mx.depends(h, gradients[-1])
-            value, gradient = chunk(h, targets[i : i + size])
+            value, gradient = chunk(states[i : i + size], targets[i : i + size])
+            # Computed now: queued together, the logits of many chunks would be alive at once.
+            mx.eval(value, gradient)
             values.append(value)
             gradients.append(gradient)
         return mx.concatenate(values), mx.concatenate(gradients)
