@@ -19,6 +19,7 @@ from mlxforge.models.attention import packed_cache
 from mlxforge.models.cpu import exp
 
 CHUNK_BYTES = 64 << 20
+QUEUE_BYTES = 256 << 20
 PROBE = 4
 
 
@@ -181,14 +182,22 @@ def _frozen_head_log_probs(layer: nn.Module, factor: float) -> Callable[[mx.arra
         return log_prob, gradient.astype(h.dtype)
 
     def both(hidden: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
-        size = chunk_rows(layer.weight.shape[0])
-        states = _detached(hidden)
+        vocabulary = layer.weight.shape[0]
+        size = chunk_rows(vocabulary)
+        # The CPU backend allocates all that is queued before it computes the first of it: there a chunk is computed when
+        # it is asked for, if the logits are large. That keeps all of the forward pass, so it is not done without need.
+        at_once = mx.default_device() == mx.cpu and 4 * vocabulary * hidden.shape[0] > QUEUE_BYTES
+        states = _detached(hidden) if at_once else hidden
         values: list[mx.array] = []
         gradients: list[mx.array] = []
         for i in range(0, hidden.shape[0], size):
-            value, gradient = chunk(states[i : i + size], targets[i : i + size])
-            # Computed now: queued together, the logits of many chunks would be alive at once.
-            mx.eval(value, gradient)
+            h = states[i : i + size]
+            if gradients and not at_once:
+                # One chunk after the other: without the order all chunks' logits could be alive at once.
+                h = mx.depends(h, gradients[-1])
+            value, gradient = chunk(h, targets[i : i + size])
+            if at_once:
+                mx.eval(value, gradient)
             values.append(value)
             gradients.append(gradient)
         return mx.concatenate(values), mx.concatenate(gradients)

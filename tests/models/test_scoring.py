@@ -71,9 +71,11 @@ def assert_equal(first, second):
         assert mx.allclose(a, b, rtol=1e-4, atol=1e-4), name
 
 
+@pytest.mark.parametrize("queued", [True, False], ids=["queued", "at once"])
 @pytest.mark.parametrize("bits", [0, 4])
 @pytest.mark.parametrize("head", sorted(HEADS))
-def test_chunks_equal_the_whole(head, bits, monkeypatch):
+def test_chunks_equal_the_whole(head, bits, queued, monkeypatch):
+    monkeypatch.setattr(scoring, "QUEUE_BYTES", 1 << 30 if queued else 0)
     monkeypatch.setattr(scoring, "CHUNK_BYTES", 32 * 4 * SIZES["vocab_size"])
     model, scorer = build(head, bits)
     assert scorer.split

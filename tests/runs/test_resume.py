@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from mlxforge import CptConfig, MlxforgeError, resume, train
 from mlxforge.core.config import from_dict
 from mlxforge.core.eventlog import replay
 from mlxforge.core.events import StepDone
+from mlxforge.core.files import embedded
 
 # Dropout and noise are drawn at random in every step; an evaluation or a save at nearly each.
 SETTINGS = {
@@ -61,10 +63,8 @@ def assert_same_end(first, second):
         assert all(mx.array_equal(one[key], two[key]).item() for key in one), name
 
 
-def killed_at(documents, runs, operation, count):
-    import json
-
-    arguments = [json.dumps(settings(documents, runs)), operation, str(count)]
+def killed_at(documents, runs, operation, count, **changes):
+    arguments = [json.dumps(settings(documents, runs, **changes)), operation, str(count)]
     done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
 
@@ -98,6 +98,36 @@ def test_a_killed_run_ends_with_the_same_bits(documents, tmp_path, uninterrupted
 @pytest.mark.parametrize(("operation", "count"), MORE)
 def test_killed_anywhere(documents, tmp_path, uninterrupted, operation, count):
     check_kill(documents, tmp_path, uninterrupted, operation, count)
+
+
+def test_a_kill_between_evaluations_keeps_patience_and_the_last_evaluation(documents, tmp_path):
+    """Early stop and the evaluation of the last step come when they would have come."""
+    changes = {"patience": 1, "eval_every": 4, "save_every": 1, "learning_rate": 0.05, "steps": 9, "sample_tokens": 0}
+    whole = train(from_dict(CptConfig, settings(documents, tmp_path / "whole", **changes)))
+    for count in (9, 26):
+        runs = tmp_path / str(count)
+        killed_at(documents, runs, "replace", count, **changes)
+        ended = resume("a", runs_dir=str(runs))
+        assert losses(ended) == losses(whole)
+        assert ended.result["best"] == whole.result["best"]
+        assert_same_end(whole.path, ended.path)
+
+
+def test_another_tokenizer_is_refused(documents, tmp_path):
+    model = shutil.copytree(embedded("data", "tiny"), tmp_path / "model")
+    killed_at(documents, tmp_path, "replace", 20, model=str(model))
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:-50]
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(MlxforgeError, match="the model changed since the run began"):
+        resume("a", runs_dir=str(tmp_path))
+
+
+def test_a_run_is_resumed_from_another_folder(documents, tmp_path, monkeypatch, uninterrupted):
+    monkeypatch.chdir(documents.parent)
+    killed_at(documents.name, tmp_path, "replace", 20)
+    monkeypatch.chdir(tmp_path)
+    assert_same_end(uninterrupted.path, resume(str(tmp_path / "a")).path)
 
 
 @pytest.fixture
