@@ -42,5 +42,6 @@ else
         python=$(find_python)
         "$python" -m venv "$venv"
     fi
+    "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$venv/bin/python" -m ensurepip >/dev/null  # made by uv
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e ".$extras"
 fi
