@@ -6,7 +6,7 @@ several rows, filled by best fit (arXiv 2404.10830); ``segments`` keeps them fro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -57,17 +57,6 @@ class BatchPlan:
     def slots(self) -> int:
         """Tokens with padding."""
         return len(self.lines) * self.width
-
-
-@dataclass(frozen=True)
-class Cursor:
-    """A place in an endless stream of batches."""
-
-    epoch: int = 0
-    index: int = 0
-
-
-START = Cursor()
 
 
 def round_width(length: int, limit: int) -> int:
@@ -208,17 +197,3 @@ def padding(plans: Iterable[BatchPlan], lengths: npt.NDArray[Any]) -> float:
         slots += plan.slots
         real += int(lengths[list(plan.rows)].sum())
     return 1 - real / slots if slots else 0.0
-
-
-def epoch_batches(plans: Callable[[int], list[BatchPlan]], cursor: Cursor = START) -> Iterator[tuple[Cursor, BatchPlan]]:
-    """Endless batches from ``cursor`` on, each with the cursor that continues after it.
-
-    Args:
-        plans: epoch -> its batches, a pure function; so a resumed stream equals one that never stopped.
-    """
-    while True:
-        batches = plans(cursor.epoch)
-        for index in range(cursor.index, len(batches)):
-            last = index + 1 == len(batches)
-            yield (Cursor(cursor.epoch + 1) if last else Cursor(cursor.epoch, index + 1)), batches[index]
-        cursor = Cursor(cursor.epoch + 1)

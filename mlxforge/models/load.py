@@ -16,7 +16,7 @@ from mlxforge.core.blas import load_blas
 from mlxforge.core.errors import ModelError
 from mlxforge.models.check import check_model_files, check_tokenizer_files, model_hash
 from mlxforge.models.detect import Detected, detect_folder, template_text
-from mlxforge.models.hub import DESCRIPTION, is_folder, resolve_model
+from mlxforge.models.hub import is_folder, resolve_model
 
 __all__ = ["Loaded", "check_model_files", "fast_tokenizer", "load", "load_tokenizer", "model_hash", "resolve_model"]
 
@@ -235,9 +235,3 @@ def floating_dtype(model: Any) -> str:
             key = str(value.dtype).removeprefix("mlx.core.")
             sizes[key] = sizes.get(key, 0) + int(value.size)
     return max(sizes, key=lambda key: sizes[key]) if sizes else "float32"
-
-
-def tokenizer_only(name: str) -> tuple[Path, Any]:
-    """Folder and tokenizer of a model whose weights are not needed: a hub id downloads none."""
-    path = resolve_model(name, DESCRIPTION)
-    return path, load_tokenizer(path)

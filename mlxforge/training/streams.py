@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Literal
 
-import numpy as np
-
 from mlxforge.core.config import TrainSettings
 from mlxforge.data.batch import BatchPlan, Rows, collate, padding, plan_epoch
 from mlxforge.data.mix import Mixture
@@ -106,8 +104,3 @@ class FixedBatches:
     def __iter__(self) -> Iterator[Batch]:
         for plan in self.plans:
             yield to_batch(collate(self.rows, plan))
-
-    @property
-    def largest(self) -> int:
-        """Slots of the largest batch."""
-        return int(np.max([plan.slots for plan in self.plans], initial=0))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxforge.data.batch import BatchPlan, Cursor, Row, collate, epoch_batches, pack, padding, plan_epoch, round_width
+from mlxforge.data.batch import BatchPlan, Row, collate, pack, padding, plan_epoch, round_width
 
 Mode = Literal["packed", "bucketed"]
 MODES: list[Mode] = ["packed", "bucketed"]
@@ -152,24 +152,6 @@ def test_a_row_without_a_mask_trains_every_target() -> None:
 
     arrays = collate(Whole([5, 3]), BatchPlan(((0,), (1,)), 8))
     assert arrays["mask"].sum() == 8
-
-
-@given(stop=st.integers(0, 40))
-def test_a_stream_resumed_at_a_cursor_goes_on_as_if_it_had_not_stopped(stop: int) -> None:
-    lengths = np.random.default_rng(0).integers(1, 100, 40).tolist()
-
-    def plans(epoch: int) -> list[BatchPlan]:
-        return plan(lengths, "packed", epoch=epoch)
-
-    whole = list(itertools.islice(epoch_batches(plans), 60))
-    cursor = whole[stop - 1][0] if stop else Cursor()
-    assert list(itertools.islice(epoch_batches(plans, cursor), 60 - stop)) == whole[stop:]
-
-
-def test_an_epoch_without_rows_is_passed_over() -> None:
-    batch = BatchPlan(((0,),), 8)
-    found = list(itertools.islice(epoch_batches(lambda epoch: [batch] if epoch % 2 else []), 2))
-    assert found == [(Cursor(2), batch), (Cursor(4), batch)]
 
 
 @pytest.mark.slow
