@@ -1,0 +1,14 @@
+"""``mlxforge export``: what was trained, for the programs that run it."""
+
+from __future__ import annotations
+
+import click
+
+from mlxforge.cli.lazy import Commands, Table
+
+COMMANDS: Table = {}
+
+
+@click.group(cls=Commands, table=COMMANDS)
+def export() -> None:
+    """Write a run or a model as others read it: GGUF, Ollama, PEFT, MLX, the hub."""
