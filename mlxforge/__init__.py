@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlxforge.api import dashboard, detect_model, list_runs, plain, plan, resume, train
-    from mlxforge.core.config import (
+    from mlxforge.core.errors import MlxforgeError
+    from mlxforge.core.events import Control
+    from mlxforge.core.settings import (
         CpoConfig,
         CptConfig,
         DpoConfig,
@@ -21,21 +23,19 @@ if TYPE_CHECKING:
         SftConfig,
         SimpoConfig,
     )
-    from mlxforge.core.errors import MlxforgeError
-    from mlxforge.core.events import Control
 
 # Looked up when used, so that `import mlxforge` costs nothing.
 _EXPORTS = {
     "Control": "mlxforge.core.events",
-    "CpoConfig": "mlxforge.core.config",
-    "CptConfig": "mlxforge.core.config",
-    "DpoConfig": "mlxforge.core.config",
-    "KtoConfig": "mlxforge.core.config",
-    "LoraSettings": "mlxforge.core.config",
+    "CpoConfig": "mlxforge.core.settings",
+    "CptConfig": "mlxforge.core.settings",
+    "DpoConfig": "mlxforge.core.settings",
+    "KtoConfig": "mlxforge.core.settings",
+    "LoraSettings": "mlxforge.core.settings",
     "MlxforgeError": "mlxforge.core.errors",
-    "OrpoConfig": "mlxforge.core.config",
-    "SftConfig": "mlxforge.core.config",
-    "SimpoConfig": "mlxforge.core.config",
+    "OrpoConfig": "mlxforge.core.settings",
+    "SftConfig": "mlxforge.core.settings",
+    "SimpoConfig": "mlxforge.core.settings",
     "dashboard": "mlxforge.api",
     "detect_model": "mlxforge.api",
     "list_runs": "mlxforge.api",

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mlxforge.core.blas import load_blas
-from mlxforge.core.config import TrainSettings, checked
+from mlxforge.core.config import checked
 from mlxforge.core.events import Control, Emit
+from mlxforge.core.settings import TrainSettings
 from mlxforge.runs import train as training
 from mlxforge.runs.execution import RunResult
 

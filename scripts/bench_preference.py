@@ -152,9 +152,9 @@ def run_mlxforge(job: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
     from mlxforge import LoraSettings, train
-    from mlxforge.core.config import DpoConfig
     from mlxforge.core.events import Event, Progress, RunStarted, StepDone
     from mlxforge.core.files import cache_dir
+    from mlxforge.core.settings import DpoConfig
 
     times: list[float] = []  # of all events
     begun: list[float] = []

@@ -15,7 +15,8 @@ from pathlib import Path
 import click
 
 from mlxforge.cli.main import cli
-from mlxforge.core.config import CptConfig, Settings, description, type_name, walk
+from mlxforge.core.config import description, type_name, walk
+from mlxforge.core.settings import CptConfig, Settings
 from mlxforge.data.blend import MixSettings, MixSource
 from mlxforge.data.speakers import SpeakerSettings
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlxforge.cli.training import training_command
-from mlxforge.core.config import CptConfig
+from mlxforge.core.settings import CptConfig
 
 
 @training_command(CptConfig)

@@ -1,4 +1,4 @@
-"""A config field becomes a Click option: name, help, default and bounds are written once, in ``core.config``."""
+"""A config field becomes a Click option: name, help, default and bounds are written once, in ``core.settings``."""
 
 from __future__ import annotations
 
@@ -8,17 +8,8 @@ from typing import Any
 
 import click
 
-from mlxforge.core.config import (
-    Settings,
-    T,
-    assignments_layer,
-    description,
-    flags_layer,
-    resolve,
-    type_name,
-    walk,
-    yaml_layer,
-)
+from mlxforge.core.config import T, assignments_layer, description, flags_layer, resolve, type_name, walk, yaml_layer
+from mlxforge.core.settings import Settings
 
 Command = Callable[..., Any]
 SHORT = {"model": "-m", "data": "-d", "name": "-n"}

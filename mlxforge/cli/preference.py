@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlxforge.cli.training import training_command
-from mlxforge.core.config import CpoConfig, DpoConfig, KtoConfig, OrpoConfig, SimpoConfig
+from mlxforge.core.settings import CpoConfig, DpoConfig, KtoConfig, OrpoConfig, SimpoConfig
 
 
 @training_command(DpoConfig)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlxforge.cli.training import training_command
-from mlxforge.core.config import SftConfig
+from mlxforge.core.settings import SftConfig
 
 
 @training_command(SftConfig)

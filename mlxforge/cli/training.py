@@ -10,9 +10,10 @@ import click
 import msgspec
 
 from mlxforge.cli.options import config_from, given, setting_options
-from mlxforge.core.config import TrainSettings, to_dict, to_yaml
+from mlxforge.core.config import to_dict, to_yaml
 from mlxforge.core.errors import ConfigError, Interrupted
 from mlxforge.core.events import Control
+from mlxforge.core.settings import TrainSettings
 
 LAST = "last"
 SHARES = ("padding", "prompt_share")  # figures of a plan that are shares of 1

@@ -16,9 +16,10 @@ from typing import IO, Annotated, Any, Literal
 
 import msgspec
 
-from mlxforge.core.config import Layer, Settings, assignments_layer, from_dict, resolve, yaml_layer
-from mlxforge.core.config import help as described
+from mlxforge.core.config import Layer, assignments_layer, from_dict, resolve, yaml_layer
 from mlxforge.core.errors import ConfigError, did_you_mean
+from mlxforge.core.settings import Settings
+from mlxforge.core.settings import help as described
 from mlxforge.data.sources import HUB
 
 Count = Annotated[int, msgspec.Meta(ge=1)]

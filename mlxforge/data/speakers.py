@@ -6,9 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from mlxforge.core.config import Layer, Settings, resolve
-from mlxforge.core.config import help as described
+from mlxforge.core.config import Layer, resolve
 from mlxforge.core.errors import ConfigError, did_you_mean
+from mlxforge.core.settings import Settings
+from mlxforge.core.settings import help as described
 
 Speaker = Literal["system", "user", "assistant"]
 ROLES: tuple[Speaker, ...] = ("system", "user", "assistant")

@@ -17,9 +17,9 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tuner.lora import LoRALinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from mlxforge.core.config import LoraSettings
 from mlxforge.core.errors import ConfigError, ModelError, did_you_mean
 from mlxforge.core.files import write_atomic
+from mlxforge.core.settings import LoraSettings
 
 LINEAR = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapters.safetensors"

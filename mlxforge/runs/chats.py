@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mlxforge.core.config import ChatSettings, SftConfig, TrainSettings
 from mlxforge.core.errors import ConfigError, DataError
 from mlxforge.core.events import Emit, Noted, Warned, ignore
 from mlxforge.core.files import cache_dir
 from mlxforge.core.rows import Chat, Message
+from mlxforge.core.settings import ChatSettings, SftConfig, TrainSettings
 from mlxforge.data.batch import Rows
 from mlxforge.data.chats import THOUGHTS, ChatRows, prepare_chats
 from mlxforge.data.formats import read_rows

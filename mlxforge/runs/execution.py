@@ -18,11 +18,12 @@ from typing import Any, Protocol
 
 import msgspec
 
-from mlxforge.core.config import CptConfig, SftConfig, TrainSettings, from_dict, to_dict, to_yaml
+from mlxforge.core.config import from_dict, to_dict, to_yaml
 from mlxforge.core.errors import ConfigError, Interrupted, MlxforgeError, RunError, RunFailed
 from mlxforge.core.eventlog import EventLog
 from mlxforge.core.events import Control, Emit, RunEnded, RunStarted, fan_out
 from mlxforge.core.files import file_hash, locked, new_directory
+from mlxforge.core.settings import CptConfig, SftConfig, TrainSettings
 from mlxforge.runs.record import CONFIG, EVENTS, LAST, RECORD, SETTINGS, beside, find_run, write_record
 from mlxforge.runs.watch import Watch
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlxforge.core.config import TrainSettings
 from mlxforge.core.events import Emit
+from mlxforge.core.settings import TrainSettings
 from mlxforge.data.batch import Rows
 from mlxforge.data.mix import Mixture
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mlxforge.core.config import KtoConfig, PreferenceSettings, TrainSettings
 from mlxforge.core.errors import ConfigError, DataError
 from mlxforge.core.events import Emit, Noted, Warned
 from mlxforge.core.files import cache_dir
+from mlxforge.core.settings import KtoConfig, PreferenceSettings, TrainSettings
 from mlxforge.data.batch import Rows
 from mlxforge.data.masks import ChatEncoder
 from mlxforge.data.mix import Mixture

@@ -12,19 +12,10 @@ from typing import Any
 
 import msgspec
 
-from mlxforge.core.config import (
-    CpoConfig,
-    CptConfig,
-    DpoConfig,
-    KtoConfig,
-    OrpoConfig,
-    SftConfig,
-    SimpoConfig,
-    TrainSettings,
-    walk,
-)
+from mlxforge.core.config import walk
 from mlxforge.core.errors import RunError, did_you_mean
 from mlxforge.core.files import write_atomic
+from mlxforge.core.settings import CpoConfig, CptConfig, DpoConfig, KtoConfig, OrpoConfig, SftConfig, SimpoConfig, TrainSettings
 
 RECORD = "run.json"
 CONFIG = "config.yaml"

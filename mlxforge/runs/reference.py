@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from mlxforge.core.config import TrainSettings
 from mlxforge.core.errors import ConfigError
 from mlxforge.core.events import Emit
 from mlxforge.core.files import bytes_hash, cache_dir, disk_errors, file_hash
+from mlxforge.core.settings import TrainSettings
 from mlxforge.runs.opening import resolve_base
 from mlxforge.training.pairs import Layout, PairSet, collate_pairs, take_reference
 from mlxforge.training.streams import FixedBatches, Make

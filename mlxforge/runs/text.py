@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from mlxforge.core.config import CptConfig, SftConfig, TrainSettings
 from mlxforge.core.errors import ConfigError, DataError, ModelError
 from mlxforge.core.events import Emit, Noted, Warned
 from mlxforge.core.files import cache_dir, embedded
+from mlxforge.core.settings import CptConfig, SftConfig, TrainSettings
 from mlxforge.data.mix import Mixture
 from mlxforge.data.sources import Source, parse_spec
 from mlxforge.data.tokens import Encoder, TokenSet, prepare, split_by_hash

@@ -14,10 +14,10 @@ from typing import Any
 import msgspec
 
 from mlxforge.core.blas import load_blas
-from mlxforge.core.config import LoraSettings, TrainSettings
 from mlxforge.core.errors import ConfigError
 from mlxforge.core.events import Control, Emit, Noted, Progress, Warned, fan_out
 from mlxforge.core.files import bytes_hash
+from mlxforge.core.settings import LoraSettings, TrainSettings
 from mlxforge.data.sources import parse_spec
 from mlxforge.runs.execution import RunResult, execute, free_path, lineage_of, resumed
 from mlxforge.runs.material import Base, Material, Reader

@@ -18,9 +18,9 @@ import mlx.nn as nn
 import msgspec
 from mlx.utils import tree_map
 
-from mlxforge.core.config import TrainSettings
 from mlxforge.core.errors import RunFailed
 from mlxforge.core.events import Control, Emit, Evaluated, Sampled, Saved, Scored, StepDone, Warned
+from mlxforge.core.settings import TrainSettings
 from mlxforge.models.lora import load_weights, trainable
 from mlxforge.models.scoring import Scorer
 from mlxforge.training.checkpoint import CheckpointStore

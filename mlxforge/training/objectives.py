@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from mlxforge.core.config import TrainSettings
+from mlxforge.core.settings import TrainSettings
 from mlxforge.models.scoring import Scorer
 from mlxforge.training.losses import Terms, next_token
 from mlxforge.training.pairs import kto_terms, pair_terms

@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.optimizers as optimizers
 from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 
-from mlxforge.core.config import TrainSettings
+from mlxforge.core.settings import TrainSettings
 
 # Learning rate and decay are set in Optimizer, one place for all rules.
 RULES: dict[str, Callable[[], optimizers.Optimizer]] = {

@@ -16,8 +16,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from mlxforge.core.config import KtoConfig, Settings
 from mlxforge.core.events import Emit, Progress
+from mlxforge.core.settings import KtoConfig, Settings
 from mlxforge.data.batch import BatchPlan, pack
 from mlxforge.models.scoring import Scorer
 from mlxforge.training.losses import Terms

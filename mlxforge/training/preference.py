@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlxforge.core.config import CpoConfig, DpoConfig, KtoConfig, OrpoConfig, Settings, SimpoConfig
+from mlxforge.core.settings import CpoConfig, DpoConfig, KtoConfig, OrpoConfig, Settings, SimpoConfig
 
 
 class Pairs(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, Literal
 
-from mlxforge.core.config import TrainSettings
+from mlxforge.core.settings import TrainSettings
 from mlxforge.data.batch import BatchPlan, Rows, collate, padding, plan_epoch
 from mlxforge.data.mix import Mixture
 from mlxforge.training.batches import Batch, to_batch

@@ -11,10 +11,11 @@ from click.testing import CliRunner
 from screens import RESULT, make_run, terminals
 
 from mlxforge.cli.runs import runs
-from mlxforge.core.config import CptConfig, to_yaml
+from mlxforge.core.config import to_yaml
 from mlxforge.core.errors import MissingExtraError, MlxforgeError, RunError
 from mlxforge.core.eventlog import EventLog
 from mlxforge.core.files import locked
+from mlxforge.core.settings import CptConfig
 from mlxforge.runs.record import write_record
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from mlxforge.core.config import (
-    CptConfig,
     assignments_layer,
     description,
     flags_layer,
@@ -21,6 +20,7 @@ from mlxforge.core.config import (
 )
 from mlxforge.core.errors import ConfigError
 from mlxforge.core.files import embedded
+from mlxforge.core.settings import CptConfig
 from mlxforge.runs.record import SETTINGS
 
 ISSUE_NAMES = """model data valid retention seed epochs steps batch_tokens max_length accumulate learning_rate schedule warmup

@@ -10,8 +10,8 @@ import mlx_lm
 import pytest
 from mlx_lm.utils import load_model
 
-from mlxforge.core.config import LoraSettings
 from mlxforge.core.errors import ConfigError, ModelError
+from mlxforge.core.settings import LoraSettings
 from mlxforge.models.check import safetensors_header, weight_files
 from mlxforge.models.load import load
 from mlxforge.models.lora import adapter_config, make_trainable, save_adapter, trainable

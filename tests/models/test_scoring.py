@@ -9,8 +9,8 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten, tree_map
 
-from mlxforge.core.config import LoraSettings
 from mlxforge.core.errors import ConfigError
+from mlxforge.core.settings import LoraSettings
 from mlxforge.models import scoring
 from mlxforge.models.hooks import checkpoint_layers
 from mlxforge.models.lora import adapter_config, make_trainable

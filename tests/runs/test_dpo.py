@@ -324,7 +324,8 @@ READ = {
 
 
 def test_no_setting_of_preferences_is_left_out():
-    from mlxforge.core.config import ChatSettings, walk
+    from mlxforge.core.config import walk
+    from mlxforge.core.settings import ChatSettings
 
     shared = {key for key, _, _ in walk(ChatSettings)}
     for objective, kind in KINDS.items():

@@ -11,10 +11,10 @@ import mlx_lm
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxforge.core.config import LoraSettings
 from mlxforge.core.errors import ModelError, RunError
 from mlxforge.core.files import embedded, locked
 from mlxforge.core.rows import Message
+from mlxforge.core.settings import LoraSettings
 from mlxforge.models.load import cast, load
 from mlxforge.models.lora import adapter_config, apply_adapter, make_trainable, save_adapter, trainable
 from mlxforge.models.streaming import Sampling

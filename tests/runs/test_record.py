@@ -7,9 +7,10 @@ import os
 
 import pytest
 
-from mlxforge.core.config import CptConfig, LoraSettings, to_dict
+from mlxforge.core.config import to_dict
 from mlxforge.core.errors import RunError
 from mlxforge.core.files import locked
+from mlxforge.core.settings import CptConfig, LoraSettings
 from mlxforge.runs.record import changed_settings, files_of, find_run, is_live, list_runs, read_record, summarise, write_record
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxforge.core.config import LoraSettings, SftConfig, TrainSettings, from_dict
+from mlxforge.core.config import from_dict
 from mlxforge.core.events import Control, ignore
+from mlxforge.core.settings import LoraSettings, SftConfig, TrainSettings
 from mlxforge.data.batch import Row, collate, plan_epoch
 from mlxforge.data.mix import Mixture
 from mlxforge.models.load import load

@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from mlxforge.core.config import LoraSettings, TrainSettings
+from mlxforge.core.settings import LoraSettings, TrainSettings
 from mlxforge.training.optim import RULES, Optimizer, global_norm, learning_rate
 
 

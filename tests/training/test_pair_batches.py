@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxforge.core.config import CpoConfig, DpoConfig, KtoConfig, LoraSettings, OrpoConfig, SimpoConfig
 from mlxforge.core.events import Progress
+from mlxforge.core.settings import CpoConfig, DpoConfig, KtoConfig, LoraSettings, OrpoConfig, SimpoConfig
 from mlxforge.data.batch import BatchPlan
 from mlxforge.models.load import load
 from mlxforge.models.lora import adapter_config, make_trainable

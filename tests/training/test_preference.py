@@ -8,7 +8,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxforge.core.config import CpoConfig, CptConfig, DpoConfig, KtoConfig, OrpoConfig, SimpoConfig, walk
+from mlxforge.core.config import walk
+from mlxforge.core.settings import CpoConfig, CptConfig, DpoConfig, KtoConfig, OrpoConfig, SimpoConfig
 from mlxforge.training.preference import (
     DPO_VARIANTS,
     PAIR_LOSSES,
