@@ -1,0 +1,185 @@
+"""The store: one SQLite file with documents, chunks, edits and a search index; opened whole or refused in one line."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from mlxforge.core.errors import DataError
+
+# In the file's header: "mlxf".
+APPLICATION = 0x6D6C7866
+MIGRATIONS = ("schema.sql",)  # the script that leads to version 1, then to version 2, …
+VERSION = len(MIGRATIONS)
+WAIT = 5.0  # seconds for another process to finish its transaction
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document before it is stored; ``text`` of its chunks joined is the cleaned document."""
+
+    path: str
+    root: str
+    hash: str
+    title: str
+    type: str
+    language: str | None
+    bytes: int
+    settings: str
+    cleaned: str
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A part of a document. ``start`` and ``end`` are its span in the cleaned text, in characters; ``tokens`` count the
+    passage, which begins ``overlap`` characters earlier."""
+
+    text: str
+    tokens: int
+    heading: str
+    page: int | None
+    start: int
+    end: int
+    overlap: int
+
+
+class Store:
+    """An open knowledge base. Use :func:`open_store`."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path, self.connection = path, connection
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: all of it is kept, or nothing.
+
+        Raises:
+            DataError: another process holds the store for longer than five seconds, or the disk is full.
+        """
+        with store_errors(self.path):
+            self.connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self.connection
+                self.connection.execute("COMMIT")
+            except BaseException:
+                if self.connection.in_transaction:
+                    self.connection.execute("ROLLBACK")
+                raise
+
+    def rows(self, query: str, values: Iterable[Any] = ()) -> list[dict[str, Any]]:
+        """The answer to a query, a dict a row."""
+        with store_errors(self.path):
+            return [dict(row) for row in self.connection.execute(query, tuple(values))]
+
+    def stream(self, query: str, values: Iterable[Any] = ()) -> Iterator[dict[str, Any]]:
+        """The same, read as it is used."""
+        with store_errors(self.path):
+            for row in self.connection.execute(query, tuple(values)):
+                yield dict(row)
+
+    def put(self, document: Document, chunks: Iterable[Chunk]) -> int:
+        """Adds a document or replaces what lies under its path; returns its id. To be called while :meth:`writing`."""
+        self.connection.execute("DELETE FROM documents WHERE path = ?", (document.path,))
+        values = asdict(document) | {"added": now()}
+        names = ", ".join(values)
+        marks = ", ".join(f":{name}" for name in values)
+        number = self.connection.execute(f"INSERT INTO documents ({names}) VALUES ({marks})", values).lastrowid
+        self.connection.executemany(
+            'INSERT INTO chunks (document, "index", text, tokens, heading, page, start, "end", overlap) '
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            ((number, index, c.text, c.tokens, c.heading, c.page, c.start, c.end, c.overlap) for index, c in enumerate(chunks)),
+        )
+        return int(number or 0)
+
+    def text(self, document: int) -> str:
+        """A document's text in force: its chunks joined, edits included."""
+        query = 'SELECT text FROM current WHERE document = ? ORDER BY "index"'
+        return "".join(row["text"] for row in self.stream(query, (document,)))
+
+
+@contextmanager
+def open_store(path: Path, *, create: bool = False) -> Iterator[Store]:
+    """The knowledge base at ``path``; a new one where ``create`` is true and there is none.
+
+    Raises:
+        DataError: no such file, no knowledge base, one of a newer version, or one that another process holds.
+    """
+    if not path.is_file():
+        if not create or path.exists():
+            raise DataError("no knowledge base here", where=str(path), fix=f"make one: mlxforge ingest PATH --into {path}")
+        if not path.parent.is_dir():
+            raise DataError("no such folder", where=str(path.parent), fix="make it first, or name another place")
+    with store_errors(path):
+        connection = sqlite3.connect(path, timeout=WAIT, isolation_level=None, check_same_thread=False)
+    try:
+        store = Store(path, connection)
+        with store_errors(path):
+            connection.row_factory = sqlite3.Row
+            connection.execute("PRAGMA foreign_keys = ON")
+            _migrate(store, create)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+        yield store
+    finally:
+        connection.close()
+
+
+def _migrate(store: Store, create: bool) -> None:
+    """Brings the schema to this version, in one transaction."""
+    connection = store.connection
+    version, application = (
+        int(connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("user_version", "application_id")
+    )
+    empty = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+    if application != APPLICATION and not (empty and create):
+        raise DataError("a SQLite file, but no knowledge base of mlxforge", where=str(store.path), fix="name another file")
+    if version > VERSION:
+        what = f"a knowledge base of version {version}, this mlxforge knows {VERSION}"
+        raise DataError(what, where=str(store.path), fix="pip install --upgrade mlxforge")
+    if version == VERSION:
+        return
+    with store.writing():
+        for number in range(version, VERSION):
+            for statement in statements((Path(__file__).parent / MIGRATIONS[number]).read_text(encoding="utf-8")):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION}")
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def statements(script: str) -> Iterator[str]:
+    """The statements of an SQL script; ``executescript`` would end the transaction."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+@contextmanager
+def store_errors(path: Path) -> Iterator[None]:
+    """What SQLite says, as one line."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        locked = "locked" in str(error) or "busy" in str(error)
+        if locked:
+            raise DataError(
+                "another process is writing this knowledge base", where=str(path), fix="wait for its end"
+            ) from error
+        raise DataError(f"the knowledge base cannot be used: {error}", where=str(path)) from error
+    except sqlite3.DatabaseError as error:
+        if type(error) is not sqlite3.DatabaseError:  # a broken constraint is our mistake, not the file's
+            raise
+        raise DataError(f"not a whole knowledge base: {error}", where=str(path), fix="restore it, or ingest anew") from error
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.fromtimestamp(time.time(), timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
