@@ -73,6 +73,28 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 
 @contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A large file that appears whole: yields a temporary sibling to fill, which takes the name ``path`` at the end.
+
+    An existing ``path`` is replaced. On an error nothing is left behind and ``path`` is as it was.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            sync(temporary)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+            sync(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
 def new_directory(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """A folder that appears whole: yields a temporary sibling to fill, which takes the name ``path`` at the end.
 
