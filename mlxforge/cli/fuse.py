@@ -7,13 +7,20 @@ from pathlib import Path
 
 import click
 
-from mlxforge.cli.shaping import JSON, show_json, show_next
+from mlxforge.cli.shaping import JSON, show_json, show_next, some
 
 
 @click.command()
 @click.argument("run", required=False)
 @click.option("-m", "--model", metavar="MODEL", help="The base of --adapter: 'tiny', a folder, or a hub id.")
-@click.option("--adapter", type=click.Path(path_type=Path), metavar="DIR", help="Folder of an adapter, over --model.")
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder of an adapter, over --model or the base it names; several are merged in order.",
+)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.")
 @click.option("--dequantize/--requantize", default=True, help="What a packed base becomes: floats, or packed again.")
 @click.option("--max-shard-size", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, help="GB a file.")
@@ -23,7 +30,7 @@ from mlxforge.cli.shaping import JSON, show_json, show_next
 def fuse(
     run: str | None,
     model: str | None,
-    adapter: Path | None,
+    adapters: tuple[Path, ...],
     output: Path,
     dequantize: bool,
     max_shard_size: float,
@@ -36,24 +43,26 @@ def fuse(
     \b
     mlxforge fuse last -o fused
     mlxforge fuse --model Qwen/Qwen3-0.6B --adapter runs/answers -o fused
+    mlxforge fuse --model tiny --adapter cpt/ --adapter sft/ -o fused
 
     RUN is a name, run:NAME, a path, or 'last'. Tensors that the adapter does not change stay as they are, byte for byte.
     """
     from mlxforge.runs.fuse import fuse as merge
-    from mlxforge.runs.fuse import opened_names
-    from mlxforge.ui.talk import status
+    from mlxforge.runs.opening import subject
+    from mlxforge.ui.bars import bars
 
     # A polite kill leaves nothing half-written either.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    base = opened_names(run, model, adapter, runs_dir)
-    with status(f"writing {output}"):
+    base = subject(run, model, adapters, runs_dir)
+    with bars() as emit:
         limit = max(1, int(max_shard_size * 1e9))
-        result = merge(base, output, dequantize=dequantize, max_shard_size=limit, force=force)
+        result = merge(base, output, dequantize=dequantize, max_shard_size=limit, force=force, emit=emit)
     if as_json:
         show_json(result)
         return
-    files = f"{result['shards']} file{'s' if result['shards'] > 1 else ''}, {result['bytes'] / 1e6:,.1f} MB"
-    click.echo(f"wrote {output}: {result['changed']} of {result['tensors']} tensors changed ({result['kind']}), {files}")
+    size = f"{some(result['shards'], 'file')}, {result['bytes'] / 1e6:,.1f} MB, weights {result['packing']}"
+    what = f"{result['kind']} over {result['base']}, {result['changed']:,} of {some(result['tensors'], 'tensor')} changed"
+    click.echo(f"wrote {output}: {what}; {size}")
     if result.get("error") is not None:
         click.echo(f"packed again: mean error {result['error']:.2f} times the mean change")
-    show_next([f"mlxforge chat --model {output}"])
+    show_next([f"mlxforge chat --model {output}", f"mlxforge export gguf {output} -o {Path(output).name}.gguf"])

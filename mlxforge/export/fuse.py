@@ -1,234 +1,228 @@
-"""An adapter merged into the base's own tensors: original names, order and types, written tensor by tensor."""
+"""An adapter merged into the base's own tensors: original names and types, in float32, a block of rows at a time."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+import numpy as np
 
 from mlxforge.core.errors import ModelError
-from mlxforge.models.check import safetensors_header, weight_files
-from mlxforge.models.load import quiet_import
-from mlxforge.models.lora import read_adapter
-from mlxforge.models.stack import module_at, update
+from mlxforge.export.packed import PackedSource, quantization
+from mlxforge.export.placement import OPS, Piece, Placement
+from mlxforge.export.source import NUMPY, FolderSource, Source, Stored, computed, text_config
+from mlxforge.models.lora import CONFIG_FILE, WEIGHTS_FILE, read_adapter
 
-DTYPES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32: "U32", mx.uint8: "U8"}
-FLOATS = {"F32", "F16", "BF16"}
-PACKED = (".weight", ".scales", ".biases")
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor to write: its name, safetensors type and shape, and the bytes it takes."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
-    source: str = ""  # name in the base; what has no ``stem`` is copied from there
-    stem: str = ""  # packed base: the layer whose tensors make it
+KINDS = ("lora", "dora", "full")
+LOW, MAGNITUDE = ("lora_a", "lora_b"), "m"
 
 
-@dataclass
-class Fuser:
-    """The base's tensors with an adapter's change.
+def open_source(model: Path, *adapters: Path | None) -> Source:
+    """A model folder as an exporter reads it: unpacked, and with the adapters merged in their order.
+
+    Raises:
+        ModelError: the folder is no whole model, is packed in another way than MLX's, or an adapter is of another base.
+    """
+    stored = FolderSource(model)
+    options = quantization(stored.config, model)
+    chosen = [adapter for adapter in adapters if adapter is not None]
+    source: Source = stored
+    if options is None:
+        _check_floats(stored)
+    if options is not None or chosen:
+        placement = Placement(model)
+        if options is not None:
+            source = PackedSource(stored, options, placement)
+        for adapter in chosen:
+            source = AdaptedSource(source, Adapter(adapter), placement)
+    return source
+
+
+def _check_floats(stored: FolderSource) -> None:
+    packed = next((name for name, entry in stored.entries.items() if entry.dtype.startswith(("F8", "U32"))), None)
+    if packed is not None:
+        what = f"'{packed}' is packed ({stored.entries[packed].dtype}), and config.json does not say how"
+        raise ModelError(what, where=str(stored.path), fix="use its float copy, or one that mlx_lm.convert packed")
+
+
+class Adapter:
+    """What an adapter changes: low-rank updates (with magnitudes where it is DoRA), or whole weights.
 
     Attributes:
-        errors: of a requantized layer, mean absolute error and mean absolute change of its weights.
-        changed: names of the tensors that the adapter changes.
+        kind: ``lora``, ``rslora``, ``dora`` or ``full``.
+
+    Raises:
+        ModelError: the folder holds no whole adapter, or one of a kind that mlx-lm does not know.
     """
 
-    base: Path
-    adapter: Path
-    dequantize: bool = True
-    errors: dict[str, tuple[float, float]] = field(default_factory=dict)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.weights, self.settings = read_adapter(folder)
+        self.type = self.settings["fine_tune_type"]
+        own = self.settings.get("mlxforge")
+        self.kind = str((own if isinstance(own, dict) else {}).get("kind") or self.type)
+        self.full = self.type == "full"
+        if self.type not in KINDS:
+            self._refuse(f"an adapter of type {self.type!r}", CONFIG_FILE)
+        self.scale = 1.0 if self.full else self._scale()
+        self.stored = Stored([folder / WEIGHTS_FILE]) if self.full else None
+        self._kept: tuple[str, tuple[np.ndarray, np.ndarray]] | None = None
 
-    def __post_init__(self) -> None:
-        self.files = weight_files(self.base)
-        self.headers = {file: safetensors_header(file) for file in self.files}
-        self.place = {name: file for file, header in self.headers.items() for name in header}
-        self.arrays: dict[str, mx.array] = {}
-        for file in self.files:
-            self.arrays.update(mx.load(str(file)))
-        self.weights, self.settings = read_adapter(self.adapter)
-        self.model, self.config, names = sanitized(self.base, self.arrays)
-        self.packed = sorted(
-            name.removesuffix(".scales")
-            for name, array in self.arrays.items()
-            if name.endswith(".scales") and f"{name.removesuffix('.scales')}.weight" in self.arrays
-        )
-        self.sources = {source: place for source, place in self._placed(names).items() if place}
-        self.changed = sorted(self.sources)
+    def _scale(self) -> float:
+        parameters = self.settings["lora_parameters"]
+        scale = parameters.get("scale") if isinstance(parameters, dict) else None
+        if not isinstance(scale, (int, float)) or not np.isfinite(scale):
+            self._refuse(f"lora_parameters.scale is {scale!r}, not a number", CONFIG_FILE)
+        return float(scale or 0.0)
 
-    def _placed(self, names: dict[str, mx.array]) -> dict[str, tuple[str, int | None]]:
-        """Original name -> the changed weight it is, or the row of the stacked weight that it is."""
-        own = {id(array): name for name, array in self.arrays.items()}
-        placed: dict[str, tuple[str, int | None]] = {}
-        for target in self._targets(names):
-            origin = own.get(id(names[target]))
-            for source, row in [(origin, None)] if origin else unstacked(target, names[target], self.arrays, self.base):
-                if source in placed:
-                    raise ModelError(f"'{source}' is used twice, by {target} too", where=str(self.base))
-                placed[source] = (target, row)
-        return placed
+    def _refuse(self, what: str, file: str = WEIGHTS_FILE) -> None:
+        raise ModelError(what, where=str(self.folder / file), fix="name a run or an adapter that mlx-lm reads")
 
-    def _targets(self, names: dict[str, mx.array]) -> list[str]:
-        """The weights that the adapter changes, checked against the base."""
-        full = self.settings["fine_tune_type"] == "full"
-        low = {f"{name.removesuffix('.lora_a')}.weight" for name in self.weights if name.endswith(".lora_a")}
-        wanted = sorted(self.weights if full else low)
-        wrong = [problem for name in wanted if (problem := self._misfit(name, names, full))]
-        if wrong:
-            what = f"the adapter is of another base: {wrong[0]} ({len(wrong)} such tensors)"
-            raise ModelError(what, where=str(self.adapter), fix="use the base it was trained on")
-        return wanted
+    def targets(self) -> list[str]:
+        """mlx-lm's names of the weights that it changes.
 
-    def _misfit(self, name: str, names: dict[str, mx.array], full: bool) -> str:
-        if name not in names:
-            return f"{name} is not in the base"
-        if full and f"{name.removesuffix('.weight')}.scales" in names:
-            return f"{name} is whole, the base's is packed"
-        parts = [self.weights[name].shape] if full else [self._shape(name)]
-        module = module_at(self.model, name.rpartition(".")[0])
-        own = module[name.rpartition(".")[2]].shape
-        return "" if tuple(parts[0]) == tuple(own) else f"{name} {tuple(parts[0])} where the base has {tuple(own)}"
+        Raises:
+            ModelError: it holds something that belongs to no update.
+        """
+        if self.full:
+            return sorted(self.weights)
+        parts = (*LOW, MAGNITUDE) if self.type == "dora" else LOW
+        paths: dict[str, set[str]] = {}
+        for name in self.weights:
+            path, _, part = name.rpartition(".")
+            if part not in parts:
+                self._refuse(f"'{name}' is no part of a {self.type} update")
+            paths.setdefault(path, set()).add(part)
+        for path, own in paths.items():
+            if lacking := [part for part in parts if part not in own]:
+                self._refuse(f"'{path}.{lacking[0]}' is missing")
+        if not paths:
+            self._refuse("the adapter is empty")
+        return sorted(f"{path}.weight" for path in paths)
 
-    def _shape(self, target: str) -> tuple[int, ...]:
+    def misfit(self, target: str, placement: Placement) -> str:
+        """Why it does not fit a weight of the base; empty where it does."""
+        own = placement.shape(target)
+        if target not in placement.names or own is None:
+            return f"{target} is not in the base"
+        if self.full and f"{target.removesuffix('.weight')}.scales" in placement.names:
+            return f"{target} is whole, the base's is packed"
+        shape = tuple(self.weights[target].shape) if self.full else self._shape(target, placement.is_embedding(target))
+        return "" if shape == own else f"{target} {shape or 'of unfitting parts'} where the base has {own}"
+
+    def _shape(self, target: str, embedding: bool) -> tuple[int, ...]:
+        """Shape of a low-rank update; empty where its parts do not fit each other.
+
+        A is (in, r), B (r, out); of an embedding A (rows, r), B (r, dims); of experts A (experts, r, in), B (experts, out, r).
+        """
         path = target.removesuffix(".weight")
-        a, b = self.weights[f"{path}.lora_a"], self.weights[f"{path}.lora_b"]
-        if isinstance(module_at(self.model, path), nn.Embedding):
-            return a.shape[0], b.shape[1]
-        return (*b.shape[:-1], a.shape[-1]) if a.ndim == 3 else (b.shape[-1], a.shape[0])
+        a, b = (tuple(self.weights[f"{path}.{part}"].shape) for part in LOW)
+        if len(a) == len(b) == 3:
+            return (*b[:2], a[2]) if a[0] == b[0] and a[1] == b[2] else ()
+        if len(a) != 2 or len(b) != 2 or a[1] != b[0]:
+            return ()
+        shape = (a[0], b[1]) if embedding else (b[1], a[0])
+        magnitude = self.weights.get(f"{path}.{MAGNITUDE}")
+        return shape if magnitude is None or tuple(magnitude.shape) == shape[:1] else ()
 
-    def value(self, source: str, weight: mx.array) -> mx.array:
-        """The changed float32 weight of one original tensor."""
-        target, row = self.sources[source]
-        if self.settings["fine_tune_type"] == "full":
-            array = self.weights[target]
-            return (array if row is None else array[row]).astype(mx.float32)
-        path = target.removesuffix(".weight")
-        a, b = (self.weights[f"{path}.{part}"].astype(mx.float32) for part in ("lora_a", "lora_b"))
-        if row is not None:
-            a, b = a[row], b[row]
-        embedding = isinstance(module_at(self.model, path), nn.Embedding)
-        # One expert of a switch layer has A (r, in) and B (out, r).
-        delta = b @ a if row is not None else a @ b if embedding else update(a, b)
-        whole = weight.astype(mx.float32) + self.settings["lora_parameters"]["scale"] * delta
-        if (m := self.weights.get(f"{path}.m")) is not None:
-            whole = (m / mx.linalg.norm(whole, axis=1))[:, None] * whole
-        return whole
-
-    def tensors(self) -> Iterator[tuple[Path, Tensor]]:
-        """What will be written, in the base's order, with the base's file."""
-        for file, header in self.headers.items():
-            for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
-                if self.place[name] != file:
-                    continue
-                stem, _, part = name.rpartition(".")
-                packed = stem in self.packed and f".{part}" in PACKED
-                if packed and self.dequantize:
-                    if part == "weight":
-                        yield file, self._unpacked(stem)
-                    continue
-                start, end = entry["data_offsets"]
-                touched = packed and f"{stem}.weight" in self.sources
-                yield file, Tensor(name, entry["dtype"], tuple(entry["shape"]), end - start, name, stem if touched else "")
-
-    def _unpacked(self, stem: str) -> Tensor:
-        weight, options = self.arrays[f"{stem}.weight"], self._packing(stem)
-        shape = (*weight.shape[:-1], weight.shape[-1] * 32 // options["bits"])
-        dtype = DTYPES[self._float(stem)]
-        nbytes = self._float(stem).size
-        for size in shape:
-            nbytes *= size
-        return Tensor(f"{stem}.weight", dtype, shape, nbytes, f"{stem}.weight", stem)
-
-    def _float(self, stem: str) -> mx.Dtype:
-        scales = self.arrays[f"{stem}.scales"].dtype
-        return scales if mx.issubdtype(scales, mx.floating) else mx.bfloat16
-
-    def _packing(self, stem: str) -> dict[str, Any]:
-        quantization = self.config["quantization"]
-        own = quantization.get(stem)
-        chosen = own if isinstance(own, dict) else quantization
-        return {key: chosen[key] for key in ("group_size", "bits")} | {"mode": chosen.get("mode", "affine")}
-
-    def content(self, tensor: Tensor) -> bytes:
-        """The bytes of one tensor."""
-        if tensor.stem:
-            array = self._repacked(tensor)
-        elif tensor.source in self.sources:
-            before = self.read(tensor.source)
-            if tensor.dtype not in FLOATS:
-                raise ModelError(f"'{tensor.name}' is of type {tensor.dtype}", where=str(self.base), fix="use a float base")
-            array = self.value(tensor.source, before).astype(before.dtype)
+    def change(self, block: np.ndarray, piece: Piece, start: int, embedding: bool) -> None:
+        """Changes float32 rows ``[start:]`` of one tensor of the base, in place."""
+        view = block if piece.part is None else block[:, slice(*piece.part)]
+        stop = start + (len(block) if block.ndim else 1)
+        if self.stored is not None:
+            view[...] = self._whole(self.stored, piece, start, stop)
+            return
+        path = piece.target.removesuffix(".weight")
+        a, b = self._low(path)
+        if piece.row is not None:
+            view += b[piece.row, start:stop] @ a[piece.row]
+        elif a.ndim == 3:
+            for row in range(start, stop):
+                view[row - start] += b[row] @ a[row]
         else:
-            return self._original(tensor.source)
-        return bytes(memoryview(mx.contiguous(array).reshape(-1).view(mx.uint8)))
+            view += a[start:stop] @ b if embedding else b.T[start:stop] @ a.T
+        if (magnitude := self.weights.get(f"{path}.{MAGNITUDE}")) is not None:
+            wanted = np.array(magnitude.astype(mx.float32))[start:stop]
+            view *= (wanted / np.linalg.norm(view, axis=1))[:, None]
 
-    def read(self, name: str) -> mx.array:
-        """One original tensor, read anew: an array that is kept stays in memory once it was used."""
-        return dict(mx.load(str(self.place[name])))[name]
+    def _low(self, path: str) -> tuple[np.ndarray, np.ndarray]:
+        """A and B of the layer that was asked for last, in float32; B with the update's scale."""
+        if self._kept is None or self._kept[0] != path:
+            a, b = (self.weights[f"{path}.{part}"].astype(mx.float32) for part in LOW)
+            self._kept = path, (np.array(a), self.scale * np.array(b))
+        return self._kept[1]
 
-    def _original(self, name: str) -> bytes:
-        file = self.place[name]
-        start, end = self.headers[file][name]["data_offsets"]
-        with open(file, "rb") as handle:
-            handle.seek(8 + int.from_bytes(handle.read(8), "little") + start)
-            return handle.read(end - start)
-
-    def _repacked(self, tensor: Tensor) -> mx.array:
-        stem, options = tensor.stem, self._packing(tensor.stem)
-        parts = [self.read(f"{stem}{part}") if f"{stem}{part}" in self.arrays else None for part in PACKED]
-        before = mx.dequantize(*parts, **options).astype(mx.float32)
-        changed = self.value(f"{stem}.weight", before) if f"{stem}.weight" in self.sources else before
-        if self.dequantize:
-            return changed.astype(self._float(stem))
-        packed = mx.quantize(changed.astype(self._float(stem)), **options)
-        if tensor.name.endswith(".weight"):
-            error = mx.abs(mx.dequantize(*packed, **options).astype(mx.float32) - changed).mean()
-            self.errors[stem] = (float(error.item()), float(mx.abs(changed - before).mean().item()))
-        return packed[PACKED.index(f".{tensor.name.rpartition('.')[2]}")]
+    @staticmethod
+    def _whole(stored: Stored, piece: Piece, start: int, stop: int) -> np.ndarray:
+        if piece.op:
+            return OPS[piece.op][1](stored.rows(piece.target))[start:stop]
+        if piece.row is not None:
+            return stored.rows(piece.target, piece.row, piece.row + 1)[0, start:stop]
+        return stored.rows(piece.target, start, stop)
 
 
-def sanitized(base: Path, arrays: dict[str, mx.array]) -> tuple[nn.Module, dict[str, Any], dict[str, mx.array]]:
-    """mlx-lm's model without weights, its config, and the base's arrays under mlx-lm's names; nothing is read yet.
+class AdaptedSource:
+    """A source with an adapter merged: the tensors that it changes are computed, all others handed on.
+
+    Attributes:
+        pieces: name of a changed tensor -> the parts of mlx-lm's weights that it holds.
 
     Raises:
-        ModelError: the base is packed in a way that is not MLX's own.
+        ModelError: the adapter is of another base, or changes what cannot be written back.
     """
-    with quiet_import():
-        import mlx_lm.utils
-    config = mlx_lm.utils.load_config(base)
-    if "quantization" not in config and ("quantization_config" in config or any(n.endswith(".scales") for n in arrays)):
-        raise ModelError("packed in another way than MLX's", where=str(base), fix="use its float copy, or mlx_lm.convert")
-    kind, arguments = mlx_lm.utils._get_classes(config)
-    model = kind(arguments.from_dict(json.loads(json.dumps(config))))
-    return model, config, model.sanitize(dict(arrays)) if hasattr(model, "sanitize") else dict(arrays)
+
+    def __init__(self, below: Source, adapter: Adapter, placement: Placement) -> None:
+        self.below, self.adapter = below, adapter
+        self.path, self.config, self.entries, self.homes = below.path, below.config, below.entries, below.homes
+        targets = adapter.targets()
+        if wrong := [problem for target in targets if (problem := adapter.misfit(target, placement))]:
+            what = f"the adapter is of another base: {wrong[0]} ({len(wrong)} such tensors)"
+            raise ModelError(what, where=str(adapter.folder), fix="use the base it was trained on")
+        self.embeddings = {target for target in targets if placement.is_embedding(target)}
+        self.pieces: dict[str, list[Piece]] = {}
+        for target in targets:
+            for name, piece in placement.pieces(target):
+                self._place(name, piece)
+        self._tie()
+
+    def _place(self, name: str, piece: Piece) -> None:
+        entry, others = self.entries[name], self.pieces.setdefault(name, [])
+        if any(one.part is None or one.part == piece.part for one in others) or (others and piece.part is None):
+            raise ModelError(f"'{name}' is used twice, by {piece.target} too", where=str(self.path))
+        if entry.dtype not in NUMPY:
+            raise ModelError(f"'{name}' is of type {entry.dtype}", where=str(self.path), fix="use a float base")
+        others.append(piece)
+
+    def _tie(self) -> None:
+        """A head that lies in the files beside the embedding that it is tied to changes with it: mlx-lm leaves it out."""
+        heads = [name for name in self.entries if name.endswith("lm_head.weight") and name not in self.pieces]
+        tables = [name for name, pieces in self.pieces.items() if pieces[0].target in self.embeddings]
+        if heads and len(tables) == 1 and text_config(self.config).get("tie_word_embeddings"):
+            self.pieces[heads[0]] = self.pieces[tables[0]]
+
+    def rows(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """See :class:`Source`."""
+        block = self.below.rows(name, start, stop)
+        for piece in self.pieces.get(name, ()):
+            self.adapter.change(block, piece, start, piece.target in self.embeddings)
+        return block
+
+    def raw(self, name: str) -> bytes | None:
+        """See :class:`Source`."""
+        return None if name in self.pieces else self.below.raw(name)
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """See :class:`Source`."""
+        return computed(self, name) if name in self.pieces else self.below.chunks(name)
 
 
-def unstacked(target: str, array: mx.array, arrays: dict[str, mx.array], base: Path) -> list[tuple[str, int | None]]:
-    """The originals that mlx-lm stacked into one weight, by row; each is compared, so that no guess is written.
-
-    Raises:
-        ModelError: the weight is no stack of whole tensors.
-    """
-    path, _, _ = target.rpartition(".")
-    projection, block = path.rpartition(".")[2], path.rpartition(".")[0].rpartition(".")[0]
-    near = [name for name, one in arrays.items() if name.startswith(f"{block}.") and one.shape == array.shape[1:]]
-    found: list[tuple[str, int | None]] = []
-    for row in range(array.shape[0] if near else 0):
-        named = sorted((n for n in near if f".{row}." in n[len(block) :]), key=lambda name: f".{projection}." not in name)
-        same = next((name for name in named if mx.array_equal(arrays[name], array[row]).item()), None)
-        if same is None:
-            break
-        found.append((same, row))
-    if not near or len(found) < array.shape[0]:
-        what = f"'{target}' cannot be written back: mlx-lm makes it of other tensors as it reads them"
-        raise ModelError(what, where=str(base), fix="train without this layer (lora.targets), or convert the base with mlx_lm")
-    return found
+def layers_of(source: Source) -> tuple[PackedSource | FolderSource, list[AdaptedSource]]:
+    """The base below a source, and the adapters over it from the first to the last."""
+    adapted: list[AdaptedSource] = []
+    below: Any = source
+    while isinstance(below, AdaptedSource):
+        adapted.insert(0, below)
+        below = below.below
+    return below, adapted

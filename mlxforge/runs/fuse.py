@@ -14,13 +14,14 @@ from mlxforge.core.errors import ConfigError, MlxforgeError, ModelError
 from mlxforge.core.events import Emit, Progress, ignore
 from mlxforge.core.files import disk_errors, new_directory
 from mlxforge.models.hub import resolve_model
-from mlxforge.runs.opening import Base, resolve_base
+from mlxforge.runs.opening import Base
 from mlxforge.runs.record import RECORD, read_record
 
 if TYPE_CHECKING:
-    from mlxforge.export.fuse import Fuser, Tensor
+    from mlxforge.export.packed import Repacked
+    from mlxforge.export.source import Entry, Source
 
-    Shard = list[Tensor]
+    Shard = list[Entry]
 
 INDEX = "model.safetensors.index.json"
 TEMPLATE, GENERATION = "chat_template.jinja", "generation_config.json"
@@ -38,71 +39,70 @@ def fuse(
     force: bool = False,
     emit: Emit = ignore,
 ) -> dict[str, Any]:
-    """Writes ``base.model`` with ``base.adapter`` merged in to ``output``, which appears whole or not at all.
+    """Writes ``base.model`` with ``base.adapters`` merged in to ``output``, which appears whole or not at all.
 
     Returns:
-        ``output``, ``base``, ``kind``, ``tensors``, ``changed``, ``shards``, ``bytes``; of a requantized base ``error``: the
-        mean absolute error of the changed weights over the mean absolute change.
+        ``output``, ``base``, ``kind``, ``packing``, ``tensors``, ``changed``, ``shards``, ``bytes``; of a requantized base
+        ``error``: the mean absolute error of the changed weights over the mean absolute change.
 
     Raises:
-        ModelError: no adapter, one of another base, or a layer that cannot be written back.
-        ConfigError: the output exists, or is one of the inputs.
+        ModelError: no adapter, one of another base, what cannot be written back, or not MLX's own packing.
+        ConfigError: the output exists, or is one of the inputs; or a base that is not packed is to be packed again.
         MlxforgeError: the disk is too small.
     """
     if base.adapter is None:
         raise ModelError("there is no adapter to merge", where=base.model, fix="name a run, or --model M --adapter DIR")
     load_blas()
-    from mlxforge.export.fuse import Fuser
-    from mlxforge.models.check import check_model_files
+    from mlxforge.export.fuse import layers_of, open_source
+    from mlxforge.export.packed import PackedSource, Repacked
 
     path = resolve_model(base.model)
-    _check_output(output, (path, base.adapter), force)
-    check_model_files(path)
-    fuser = Fuser(path, base.adapter, dequantize)
-    shards = plan(fuser, max_shard_size)
-    total = sum(tensor.nbytes for shard in shards for tensor in shard)
+    _check_output(output, (path, *base.adapters), force)
+    source = open_source(path, *base.adapters)
+    below, adapted = layers_of(source)
+    changed = {name for layer in adapted for name in layer.pieces}
+    packed = isinstance(below, PackedSource)
+    if not dequantize:
+        if not isinstance(below, PackedSource):
+            raise ConfigError("the base is not packed", where="--requantize", fix="leave it out")
+        source = Repacked(source, below, changed)
+    shards = plan(source, max_shard_size)
+    total = sum(entry.nbytes for shard in shards for entry in shard)
     _check_space(output, total)
     names = shard_names(len(shards), indexed=(path / INDEX).is_file())
+    kind = " + ".join(layer.adapter.kind for layer in adapted)
+    packing = "as the base's" if not packed else "unpacked" if dequantize else "packed as the base's"
     with new_directory(output, replace=force) as folder:
         done = 0
         for name, shard in zip(names, shards, strict=True):
-            for tensor in write_shard(folder / name, shard, fuser):
-                done += tensor.nbytes
+            for size in write_shard(folder / name, shard, source):
+                done += size
                 emit(Progress(task="writing the model", done=done, total=total, unit="B"))
         if names != ["model.safetensors"]:
             _write_index(folder / INDEX, names, shards, total)
-        packing = write_rest(folder, base, path, fuser)
-    result: dict[str, Any] = {"output": str(output), "base": base.model, "kind": kind_of(fuser), "packing": packing}
-    result |= {"tensors": sum(map(len, shards)), "changed": len(fuser.changed), "shards": len(shards), "bytes": total}
-    if fuser.errors:
-        errors, changes = (sum(column) for column in zip(*fuser.errors.values(), strict=True))
-        result["error"] = errors / changes if changes else None
-    return result
+        write_rest(folder, base, source, kind, packing)
+    result: dict[str, Any] = {"output": str(output), "base": base.model, "kind": kind, "packing": packing}
+    result |= {"tensors": sum(map(len, shards)), "changed": len(changed), "shards": len(shards), "bytes": total}
+    return result | (_error(source) if isinstance(source, Repacked) else {})
 
 
-def opened_names(run: str | None, model: str | None, adapter: Path | None, runs_dir: Path) -> Base:
-    """What to merge: a run, or an adapter over a model."""
-    if (run and (model or adapter)) or (not run and not (model and adapter)):
-        raise ConfigError("one thing to merge is needed", where="fuse", fix="name a RUN, or --model M --adapter DIR")
-    if run:
-        known = (runs_dir / run / RECORD).is_file() or run == "last"
-        return resolve_base(f"run:{run}" if known else run, runs_dir)
-    below = resolve_base(str(model), runs_dir)
-    if below.adapter:
-        raise ModelError("a run or an adapter, not a base", where=str(model), fix="name the base, or the RUN alone")
-    return Base(below.model, adapter, adapter if adapter and (adapter / RECORD).is_file() else None)
+def _error(source: Repacked) -> dict[str, float | None]:
+    errors, changes = (sum(column) for column in zip(*(source.errors.values() or [(0.0, 0.0)]), strict=True))
+    return {"error": errors / changes if changes else None}
 
 
-def plan(fuser: Fuser, limit: int) -> list[Shard]:
+def plan(source: Source, limit: int) -> list[Shard]:
     """The tensors of each file to write: those of the base's file, cut where they exceed ``limit`` bytes."""
     shards: list[Shard] = []
     last, size = None, 0
-    for file, tensor in fuser.tensors():
-        if file != last or size + tensor.nbytes > limit:
+    order = {file: number for number, file in enumerate(sorted(set(source.homes.values())))}
+    for entry in sorted(source.entries.values(), key=lambda one: order[source.homes[one.name]]):
+        file = source.homes[entry.name]
+        if file != last or size + entry.nbytes > limit:
             shards.append([])
             last, size = file, 0
-        shards[-1].append(tensor)
-        size += tensor.nbytes
+        shards[-1].append(entry)
+        size += entry.nbytes
     return shards
 
 
@@ -113,49 +113,44 @@ def shard_names(count: int, indexed: bool) -> list[str]:
     return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
-def write_shard(file: Path, shard: Shard, fuser: Fuser) -> Iterator[Tensor]:
-    """Writes one safetensors file, a tensor at a time."""
-    header: dict[str, Any] = {"__metadata__": {"format": "mlx" if fuser.packed else "pt"}}
+def write_shard(file: Path, shard: Shard, source: Source) -> Iterator[int]:
+    """Writes one safetensors file, a block at a time; yields the bytes of each."""
+    from mlxforge.export.source import metadata
+
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"} | metadata(source.homes[shard[0].name])}
     start = 0
-    for tensor in shard:
-        offsets = [start, start + tensor.nbytes]
-        header[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": offsets}
-        start += tensor.nbytes
+    for entry in shard:
+        offsets = [start, start + entry.nbytes]
+        header[entry.name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": offsets}
+        start += entry.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with open(file, "wb") as handle:
         handle.write(len(text).to_bytes(8, "little") + text)
-        for tensor in shard:
-            content = fuser.content(tensor)
-            if len(content) != tensor.nbytes:
-                raise ModelError(f"'{tensor.name}' takes {len(content)} bytes, not {tensor.nbytes}", where=str(fuser.base))
-            handle.write(content)
-            yield tensor
+        for entry in shard:
+            begin = handle.tell()
+            for chunk in source.chunks(entry.name):
+                handle.write(chunk)
+                yield len(chunk)
+            if handle.tell() - begin != entry.nbytes:
+                what = f"'{entry.name}' takes {handle.tell() - begin} bytes, not {entry.nbytes}"
+                raise ModelError(what, where=str(source.path), fix="report this")
 
 
-def write_rest(folder: Path, base: Base, path: Path, fuser: Fuser) -> str:
-    """config.json, tokenizer, template, generation config and card; returns how the weights are packed, in words."""
+def write_rest(folder: Path, base: Base, source: Source, kind: str, packing: str) -> None:
+    """config.json, tokenizer, template, generation config and card."""
     from mlxforge.export.card import model_card
 
-    for file in sorted({file for pattern in COPIED for file in path.glob(pattern) if file.is_file()}):
+    for file in sorted({file for pattern in COPIED for file in source.path.glob(pattern) if file.is_file()}):
         if file.name != INDEX:
             shutil.copyfile(file, folder / file.name)
-    config = json.loads((folder / "config.json").read_bytes())
-    if fuser.packed and fuser.dequantize:
-        kept = {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
-        (folder / "config.json").write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    homes = [home for home in (base.run, base.adapter) if home and (home / TEMPLATE).is_file()]
+    if json.loads((folder / "config.json").read_bytes()) != source.config:
+        (folder / "config.json").write_text(json.dumps(source.config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    homes = [home for home in (base.run, *reversed(base.adapters)) if home and (home / TEMPLATE).is_file()]
     if homes:
         _use_template(folder, homes[0])
-    packing = "as the base's" if not fuser.packed else "unpacked" if fuser.dequantize else "packed as the base's"
     record = read_record(base.run) if base.run and (base.run / RECORD).is_file() else {}
-    (folder / "README.md").write_text(model_card(path, kind_of(fuser), record, packing), encoding="utf-8")
-    return packing
-
-
-def kind_of(fuser: Fuser) -> str:
-    """lora, rslora, dora or full."""
-    return str((fuser.settings.get("mlxforge") or {}).get("kind") or fuser.settings["fine_tune_type"])
+    (folder / "README.md").write_text(model_card(source.path, kind, record, packing), encoding="utf-8")
 
 
 def _use_template(folder: Path, home: Path) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxforge.core.blas import load_blas
-from mlxforge.core.errors import ModelError, RunError
+from mlxforge.core.errors import ConfigError, ModelError, RunError
 from mlxforge.models.hub import is_folder, local
-from mlxforge.runs.record import EVENTS, RECORD, find_run, is_live, list_runs, read_record
+from mlxforge.runs.record import EVENTS, LAST, RECORD, find_run, is_live, list_runs, read_record
 
 if TYPE_CHECKING:
     from mlxforge.models.load import Loaded
@@ -31,11 +32,18 @@ class Base:
         model: the base as :func:`mlxforge.models.load.load` takes it.
         adapter: folder of the adapter over it, if any.
         run: the run directory that the adapter belongs to, if any.
+        below: folders of adapters under it, the first one first; only what is merged or exported has them.
     """
 
     model: str
     adapter: Path | None = None
     run: Path | None = None
+    below: tuple[Path, ...] = ()
+
+    @property
+    def adapters(self) -> tuple[Path, ...]:
+        """All adapters over the base, the first one first."""
+        return (*self.below, *([self.adapter] if self.adapter else []))
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,48 @@ def resolve_base(name: str, runs_dir: Path) -> Base:
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
         return _of_adapter(folder)
     return Base(name)
+
+
+def subject(name: str | None, model: str | None, adapter: Path | Sequence[Path] | None, runs_dir: Path) -> Base:
+    """What a command works on: a run or a model by its name, or ``--model`` with any ``--adapter`` over it, in order.
+
+    ``name`` is a run's (``run:`` may be left out), ``last``, or all that :func:`resolve_base` knows. Without ``model`` the
+    first adapter names its base. No weights are read; ``adapter`` of what comes back is None where a plain model was named.
+
+    Raises:
+        ConfigError: nothing is named, or two things are.
+        ModelError: ``model`` is a run or an adapter itself, with one over it; or an adapter holds the one below already.
+        RunError: no such run, or one without a finished adapter.
+    """
+    chosen = [adapter] if isinstance(adapter, Path) else list(adapter or ())
+    if bool(name) == bool(model or chosen):
+        what = "a RUN and --model or --adapter are two things" if name else "nothing is named"
+        raise ConfigError(what, where="command line", fix="name a RUN or a MODEL, or --model M --adapter DIR")
+    if name:
+        known = name == LAST or (runs_dir / name / RECORD).is_file()
+        return resolve_base(f"{RUN}{name}" if known else name, runs_dir)
+    over = [_named_adapter(one, runs_dir) for one in chosen]
+    below = resolve_base(str(model), runs_dir) if model else Base(over[0].model)
+    if not over:
+        return below
+    if below.adapter:
+        raise ModelError("a run or an adapter, not a base", where=str(model), fix="name the base, or the RUN alone")
+    folders = [one.adapter for one in over if one.adapter]
+    for one in over[1:]:
+        if one.run and str(read_record(one.run).get("model")).startswith(RUN):
+            raise ModelError("holds the runs below it already", where=str(one.run), fix="give this --adapter alone")
+    return Base(below.model, folders[-1], over[-1].run, tuple(folders[:-1]))
+
+
+def _named_adapter(folder: Path, runs_dir: Path) -> Base:
+    """An adapter given by its folder, or a run's; what it is over matters only where no base is given."""
+    place = local(str(folder))
+    if (place / RECORD).is_file():
+        return _of_run(place)
+    if not (place / ADAPTER_CONFIG).is_file():
+        what = "no adapter: there is no adapter_config.json" if place.is_dir() else "no such adapter folder"
+        raise ModelError(what, where=str(folder), fix="name the folder of a run or an adapter")
+    return resolve_base(str(folder), runs_dir)
 
 
 def open_model(name: str, runs_dir: Path, dtype: str = "auto") -> Opened:
