@@ -1,0 +1,215 @@
+"""llama.cpp itself, in a process of its own: it may abort on a bad file, and it prints a lot.
+
+The process (``python -m mlxforge.export.llama``) opens one GGUF file with xllamacpp, which answers on a loopback port behind a
+random key; it ends with its parent, or when its file is closed. It computes on the CPU, with attention and caches in float32:
+the limits of :mod:`mlxforge.export.verify` were measured there. Metal's numerics were not measured.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import secrets
+import select
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from mlxforge.core.errors import MissingExtraError, RunFailed
+
+CONTEXT = 1024  # tokens; the checks' conversations are shorter
+START, ANSWER = 600.0, 600.0  # seconds until a file is open, and until a request is answered
+SMALL = 64 << 20  # bytes of a file that one thread reads faster than several would wait for each other
+LAST_LINES = 6  # of llama.cpp's log, shown where it fails
+FLOOR = -80.0  # log-probabilities below are no more than that: e^-88 is not a float32
+OUTRIGHT = 1e6  # added to a logit: that token comes next, whatever the others are
+
+
+class LlamaFailed(RunFailed):
+    """llama.cpp refused a file or a request, died, or took too long."""
+
+
+def available() -> bool:
+    """Whether the extra ``gguf`` is installed."""
+    return find_spec("xllamacpp") is not None
+
+
+def version() -> str:
+    """The version of xllamacpp, whose last part is llama.cpp's build number; empty where it is not installed."""
+    from importlib.metadata import version
+
+    return version("xllamacpp") if available() else ""
+
+
+class LlamaCpp:
+    """One GGUF file in llama.cpp, as a context manager.
+
+    Args:
+        file: any name will do, ``*.unverified`` too.
+        context: tokens that a prompt and its continuation may take.
+        threads: None for every core, or one where the file is small.
+
+    Raises:
+        MissingExtraError: no xllamacpp.
+        LlamaFailed: the file does not load; the last lines of llama.cpp's log are in it.
+    """
+
+    def __init__(self, file: Path, *, context: int = CONTEXT, threads: int | None = None, timeout: float = ANSWER) -> None:
+        if not available():
+            raise MissingExtraError("xllamacpp", "gguf", "verification")
+        self.file, self.timeout = file, timeout
+        threads = threads or (1 if file.stat().st_size < SMALL else os.cpu_count() or 1)
+        self._settings = {"file": str(file), "context": context, "threads": threads, "key": secrets.token_hex(16)}
+
+    def __enter__(self) -> LlamaCpp:
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed at exit
+        command = [sys.executable, "-m", "mlxforge.export.llama"]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._log, start_new_session=True)
+        try:
+            self._process.stdin.write(json.dumps(self._settings).encode() + b"\n")  # type: ignore[union-attr]
+            self._process.stdin.flush()  # type: ignore[union-attr]
+            self._connection = http.client.HTTPConnection(self._address(), timeout=self.timeout)
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._connection.close()
+        self._end()
+
+    def _address(self) -> str:
+        """``host:port`` of the process, once the file is open."""
+        output = self._process.stdout
+        assert output is not None
+        if not select.select([output], [], [], START)[0]:
+            raise self._failed(f"did not open the file in {START:.0f} s")
+        line = output.readline()
+        if not line:
+            raise self._failed("cannot open the file")
+        return str(json.loads(line)["address"])
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._log):
+            if stream is not None:
+                stream.close()
+
+    def _failed(self, what: str) -> LlamaFailed:
+        # A process that fails says so before it ends.
+        try:
+            code = self._process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            code = 0
+        died = f", killed by signal {-code}" if code < 0 else ""
+        lines = "".join(f"\n  {line}" for line in self.log()[-LAST_LINES:])
+        return LlamaFailed(f"llama.cpp {what}{died}{':' if lines else ''}{lines}", where=str(self.file))
+
+    def log(self) -> list[str]:
+        """The lines of llama.cpp's log so far; the file offset is shared with the process, so it is read by position."""
+        content = os.pread(self._log.fileno(), os.fstat(self._log.fileno()).st_size, 0)
+        return [line for line in content.decode(errors="replace").splitlines() if line.strip()]
+
+    def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """One request to the server, as llama.cpp documents them.
+
+        Raises:
+            LlamaFailed: it refuses, died or took too long.
+        """
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._settings['key']}"}
+        try:
+            content = None if body is None else json.dumps(body)
+            self._connection.request("GET" if body is None else "POST", path, content, headers)
+            response = self._connection.getresponse()
+            answer = json.loads(response.read())
+        except TimeoutError as error:
+            raise self._failed(f"did not answer {path} in {self.timeout:.0f} s") from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise self._failed(f"ended while it answered {path}") from error
+        if response.status != 200:
+            said = answer.get("error", answer) if isinstance(answer, dict) else answer
+            what = said.get("message", said) if isinstance(said, dict) else said
+            raise LlamaFailed(f"llama.cpp refuses {path}: {what}", where=str(self.file))
+        return answer
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """``chat_template``, ``bos_token``, ``eos_token`` (text) and ``n_vocab`` as llama.cpp understood the file."""
+        properties, models = self.ask("/props"), self.ask("/v1/models")
+        kept = {key: properties.get(key) for key in ("chat_template", "bos_token", "eos_token")}
+        return {**kept, "n_vocab": int(models["data"][0]["meta"]["n_vocab"])}
+
+    def tokenize(self, text: str, *, special: bool = False, bos: bool = False) -> list[int]:
+        """Ids of a text. ``special``: names of special tokens become these; ``bos``: what the file says goes before a text."""
+        ids = self.ask("/tokenize", {"content": text, "add_special": bos, "parse_special": special})["tokens"]
+        return [int(index) for index in ids]
+
+    def chat_prompt(self, messages: Sequence[dict[str, Any]], *, thinking: bool = False) -> str:
+        """The conversation by the file's own template, with the opening of an answer."""
+        switches = {"enable_thinking": thinking, "thinking": thinking, "force_thinking": thinking}
+        body = {"messages": list(messages), "add_generation_prompt": True, "chat_template_kwargs": switches}
+        return str(self.ask("/apply-template", body)["prompt"])
+
+    def chat_ids(self, messages: Sequence[dict[str, Any]], *, thinking: bool = False) -> list[int]:
+        """The ids that llama.cpp's chat endpoint feeds for a conversation."""
+        return self.tokenize(self.chat_prompt(messages, thinking=thinking), special=True, bos=True)
+
+    def logprobs(self, ids: Sequence[int], n: int) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, natural log-probabilities), both (n,) and best first, of what follows ``ids``."""
+        made = self._complete(ids, 1, n_probs=n)["completion_probabilities"][0]["top_logprobs"]
+        values = np.array([token["logprob"] for token in made], np.float32)
+        return np.array([token["id"] for token in made], np.int64), np.maximum(values, FLOOR)
+
+    def greedy(self, ids: Sequence[int], n: int) -> list[int]:
+        """The most likely continuation: ``n`` tokens, or fewer and the end-of-generation token that ended it."""
+        return [int(index) for index in self._complete(ids, n)["tokens"]]
+
+    def stops_at(self, ids: Sequence[int], token: int) -> bool:
+        """Whether generation ends when ``token`` is generated after ``ids``."""
+        made = self._complete(ids, 2, logit_bias=[[token, OUTRIGHT]])
+        return bool(made["stop_type"] == "eos" and made["tokens_predicted"] == 1)
+
+    def _complete(self, ids: Sequence[int], n: int, **options: Any) -> Any:
+        settings = {"n_predict": n, "temperature": 0, "return_tokens": True, "cache_prompt": True, "add_special": False}
+        return self.ask("/completion", {"prompt": list(ids), **settings, **options})
+
+
+def serve() -> None:
+    """The process: settings on stdin, the address on stdout; it lives until stdin is closed."""
+    answer = os.dup(1)
+    os.dup2(2, 1)  # what llama.cpp prints belongs to the log
+    settings = json.loads(sys.stdin.buffer.readline())
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = settings["file"]
+    params.api_keys = [settings["key"]]
+    params.n_ctx = params.n_batch = params.n_ubatch = settings["context"]
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings["threads"]
+    params.n_gpu_layers, params.no_op_offload, params.no_kv_offload = 0, True, True
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.n_parallel, params.cache_ram_mib, params.n_ctx_checkpoints = 1, 0, 0
+    # fit_params tries memory layouts for a third of a second; a sliding window's cache could not be rewound.
+    params.fit_params, params.warmup, params.ui, params.swa_full = False, False, False, True
+    try:
+        server = xllamacpp.Server(params)
+    except RuntimeError:  # the reason is in the log
+        os._exit(1)
+    os.write(answer, json.dumps({"address": server.listening_address.removeprefix("http://")}).encode() + b"\n")
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    serve()
