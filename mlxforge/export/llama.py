@@ -70,7 +70,7 @@ class LlamaCpp:
         self._settings = {"file": str(file), "context": context, "threads": threads, "key": secrets.token_hex(16)}
 
     def __enter__(self) -> LlamaCpp:
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed at exit
+        self._log = tempfile.TemporaryFile()
         command = [sys.executable, "-m", "mlxforge.export.llama"]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._log, start_new_session=True)
