@@ -36,7 +36,7 @@ def open_source(model: Path, *adapters: Path | None) -> Source:
         if options is not None:
             source = PackedSource(stored, options, placement)
         for adapter in chosen:
-            source = AdaptedSource(source, Adapter(adapter), placement)
+            source = AdaptedSource(source, Adapter(adapter, placement), placement)
     return source
 
 
@@ -57,9 +57,9 @@ class Adapter:
         ModelError: the folder holds no whole adapter, or one of a kind that mlx-lm does not know.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, placement: Placement) -> None:
         self.folder = folder
-        self.weights, self.settings = read_adapter(folder)
+        self.weights, self.settings = read_adapter(folder, placement.model, placement.names)
         self.type = self.settings["fine_tune_type"]
         own = self.settings.get("mlxforge")
         self.kind = str((own if isinstance(own, dict) else {}).get("kind") or self.type)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlxforge.core.errors import ConfigError, ModelError, did_you_mean
 from mlxforge.core.files import write_atomic
 from mlxforge.core.settings import LoraSettings
+from mlxforge.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_peft
 
 LINEAR = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapters.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 
 class DirectLoRALinear(LoRALinear):
@@ -117,12 +119,21 @@ def save_adapter(directory: Path, weights: dict[str, mx.array], config: dict[str
     write_atomic(directory / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 
 
-def read_adapter(directory: Path) -> tuple[dict[str, mx.array], dict[str, Any]]:
-    """The weights and the config of an adapter folder.
+def read_adapter(
+    directory: Path, model: nn.Module | None = None, own: Mapping[str, mx.array] | None = None
+) -> tuple[dict[str, mx.array], dict[str, Any]]:
+    """The weights and the config of an adapter folder, as mlx-lm has them.
+
+    One of PEFT is converted; that needs the bare base, ``model``, for its names and shapes, and ``own``, its weights by name,
+    where it does not hold them itself.
 
     Raises:
-        ModelError: a file is missing, truncated or no adapter.
+        ModelError: a file is missing, truncated or no adapter; see also :func:`mlxforge.models.peft.read_peft`.
     """
+    if model is not None and is_peft(directory):
+        from mlxforge.models.peft import read_peft
+
+        return read_peft(directory, model, own)
     try:
         config = json.loads((directory / CONFIG_FILE).read_text())
         weights = dict(mx.load(str(directory / WEIGHTS_FILE)))
@@ -143,7 +154,10 @@ def continued_config(kept: dict[str, Any], wanted: dict[str, Any]) -> tuple[dict
     words = [f"{name} {value}" for name, (value, other) in parts.items() if value != other]
     if set(own["keys"]) != set(asked["keys"]):
         words.append("targets")
-    return kept | {"model": wanted["model"], "lora_parameters": own | {"dropout": asked["dropout"]}}, ", ".join(words)
+    return {key: value for key, value in kept.items() if key != "sparse"} | {
+        "model": wanted["model"],
+        "lora_parameters": own | {"dropout": asked["dropout"]},
+    }, ", ".join(words)
 
 
 def apply_adapter(model: nn.Module, directory: Path) -> None:
@@ -152,7 +166,7 @@ def apply_adapter(model: nn.Module, directory: Path) -> None:
     Raises:
         ModelError: the folder holds no whole adapter, or one of another model.
     """
-    weights, config = read_adapter(directory)
+    weights, config = read_adapter(directory, model)
     try:
         make_trainable(model, config)
     except (KeyError, TypeError, ValueError) as error:
@@ -163,8 +177,10 @@ def apply_adapter(model: nn.Module, directory: Path) -> None:
 
 
 def load_adapter(model: nn.Module, weights: dict[str, mx.array], config: dict[str, Any], where: str) -> None:
-    """:func:`load_weights` for an adapter; over another run, a full one holds the weights that changed, not all."""
-    load_weights(model, trainable(model) | weights if config["fine_tune_type"] == "full" else weights, where)
+    """:func:`load_weights` for an adapter that may lack layers: a full one over another run holds the weights that changed,
+    one of PEFT its own choice of layers; the rest stays as it begins, which changes nothing."""
+    partial = config["fine_tune_type"] == "full" or config.get("sparse")
+    load_weights(model, trainable(model) | weights if partial else weights, where)
 
 
 def load_weights(model: nn.Module, weights: dict[str, mx.array], where: str) -> None:

@@ -34,7 +34,7 @@ def stack(model: nn.Module, config: dict[str, Any], seed: int, below: Path) -> P
     Raises:
         ConfigError: the two kinds of adapters cannot be one.
     """
-    weights, base = read_adapter(below)
+    weights, base = read_adapter(below, model)
     if base["fine_tune_type"] == "lora" and config["fine_tune_type"] == "lora":
         make_trainable(model, config, seed)
         for path in paths(weights):
@@ -60,6 +60,9 @@ def put_under(model: nn.Module, path: str, weights: Weights, scale: float) -> No
     """The frozen update of one layer, under the trained one where the layer has one."""
     found = module_at(model, path)
     linear = found.linear if isinstance(found, LORA) else found
+    if isinstance(linear, (nn.Embedding, nn.QuantizedEmbedding)):
+        what = f"an adapter of embeddings ({path}) cannot lie under another one"
+        raise ConfigError(what, where="model", fix="merge it first: mlxforge fuse")
     a, b = weights[f"{path}.lora_a"], weights[f"{path}.lora_b"]
     switch = isinstance(linear, (SwitchLinear, QuantizedSwitchLinear))
     kind: Any = LoRASwitchLinear if switch else LoRALinear

@@ -24,10 +24,10 @@ from mlxforge.core.eventlog import EventLog
 from mlxforge.core.events import Control, Emit, RunEnded, RunStarted, fan_out
 from mlxforge.core.files import file_hash, locked, new_directory
 from mlxforge.core.settings import CptConfig, SftConfig, TrainSettings
+from mlxforge.models.adapters import ADAPTER_CONFIG, adapter_file
 from mlxforge.runs.record import CONFIG, EVENTS, LAST, RECORD, SETTINGS, beside, find_run, write_record
 from mlxforge.runs.watch import Watch
 
-ADAPTER_CONFIG = "adapter_config.json"  # as in models.lora, which cannot be imported without MLX
 PACKAGES = ("mlxforge", "mlx", "mlx-lm", "numpy", "tokenizers", "transformers")
 
 
@@ -162,12 +162,10 @@ def _needed(lineage: dict[str, Any]) -> dict[str, Any]:
 
 def lineage_of(settings: TrainSettings, model: dict[str, Any], data: dict[str, str], parent: Path | None) -> dict[str, Any]:
     """Where a run comes from: base model, data, adapter it started from, seed, versions, machine."""
-    from mlxforge.models.lora import WEIGHTS_FILE
-
     return {
         "model": model,
         "data": data,
-        "parent": parent and {"path": str(parent), "hash": file_hash(parent / WEIGHTS_FILE)},
+        "parent": parent and {"path": str(parent), "hash": file_hash(adapter_file(parent))},
         "seed": settings.seed,
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),

@@ -18,9 +18,10 @@ from mlxforge.data.formats import read_rows
 from mlxforge.data.output import check_outputs, new_file
 from mlxforge.data.readers import Reading
 from mlxforge.data.sources import content_key
+from mlxforge.models.adapters import adapter_file
 from mlxforge.runs.draw_pairs import SAMPLES, UNWRITABLE, Maker, Outcome, PairSettings, Task, pair_row
 from mlxforge.runs.judges import TIES, Judge, ranked
-from mlxforge.runs.opening import ADAPTER_WEIGHTS, RUN, Base, open_model, resolve_base
+from mlxforge.runs.opening import RUN, Base, open_model, resolve_base
 from mlxforge.runs.partial import Partial, partial
 from mlxforge.runs.shape_data import finish, inputs_of
 
@@ -87,7 +88,7 @@ def make_pairs(
         "mapping": dict(mapping or {}),
         "limit": limit,
         "model": _name(model, base),
-        "weights": file_hash(base.adapter / ADAPTER_WEIGHTS) if base.adapter else base.model,
+        "weights": file_hash(adapter_file(base.adapter)) if base.adapter else base.model,
         **asdict(settings),
         "judge": judge and repr(judge),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxforge.core.blas import load_blas
 from mlxforge.core.errors import ConfigError, ModelError, RunError
+from mlxforge.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_settings, is_peft
 from mlxforge.models.hub import is_folder, local
 from mlxforge.runs.record import EVENTS, LAST, RECORD, find_run, is_live, list_runs, read_record
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from mlxforge.models.template import ChatTemplate
 
 RUN = "run:"
-# As in models.lora, which cannot be imported without MLX.
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapters.safetensors"
 TRAINED_THOUGHTS = {True: ("with", "false"), False: ("without", "true")}
 TEMPLATE = "chat_template.jinja"  # written by a training run
 
@@ -110,7 +108,7 @@ def subject(name: str | None, model: str | None, adapter: Path | Sequence[Path] 
     if name:
         known = name == LAST or (runs_dir / name / RECORD).is_file()
         return resolve_base(f"{RUN}{name}" if known else name, runs_dir)
-    over = [_named_adapter(one, runs_dir) for one in chosen]
+    over = [_named_adapter(one, runs_dir, model) for one in chosen]
     below = resolve_base(str(model), runs_dir) if model else Base(over[0].model)
     if not over:
         return below
@@ -123,7 +121,7 @@ def subject(name: str | None, model: str | None, adapter: Path | Sequence[Path] 
     return Base(below.model, folders[-1], over[-1].run, tuple(folders[:-1]))
 
 
-def _named_adapter(folder: Path, runs_dir: Path) -> Base:
+def _named_adapter(folder: Path, runs_dir: Path, model: str | None) -> Base:
     """An adapter given by its folder, or a run's; what it is over matters only where no base is given."""
     place = local(str(folder))
     if (place / RECORD).is_file():
@@ -131,7 +129,7 @@ def _named_adapter(folder: Path, runs_dir: Path) -> Base:
     if not (place / ADAPTER_CONFIG).is_file():
         what = "no adapter: there is no adapter_config.json" if place.is_dir() else "no such adapter folder"
         raise ModelError(what, where=str(folder), fix="name the folder of a run or an adapter")
-    return resolve_base(str(folder), runs_dir)
+    return Base(model, place) if model and is_peft(place) else resolve_base(str(folder), runs_dir)
 
 
 def open_model(name: str, runs_dir: Path, dtype: str = "auto") -> Opened:
@@ -205,14 +203,11 @@ def _saved_template(base: Base) -> Path | None:
 
 def _named_base(folder: Path) -> str:
     """The base that an adapter's config names."""
-    file = folder / ADAPTER_CONFIG
-    try:
-        config = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"the adapter's config cannot be read: {error}", where=str(file)) from error
-    named = config.get("model") or config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    config = adapter_settings(folder)
+    named = config.get("model") or config.get("base_model_name_or_path")
     if not isinstance(named, str):
-        raise ModelError("the adapter names no base", where=str(file), fix='add "model": the base it was trained on')
+        fix = 'add "model": the base it was trained on, or name both: --model M --adapter DIR'
+        raise ModelError("the adapter names no base", where=str(folder / ADAPTER_CONFIG), fix=fix)
     return named
 
 

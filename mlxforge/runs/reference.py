@@ -14,6 +14,7 @@ from mlxforge.core.errors import ConfigError
 from mlxforge.core.events import Emit
 from mlxforge.core.files import bytes_hash, cache_dir, disk_errors, file_hash
 from mlxforge.core.settings import TrainSettings
+from mlxforge.models.adapters import ADAPTER_CONFIG, adapter_file
 from mlxforge.runs.opening import resolve_base
 from mlxforge.training.pairs import Layout, PairSet, collate_pairs, take_reference
 from mlxforge.training.streams import FixedBatches, Make
@@ -93,7 +94,7 @@ def numbers_of(path: Path, adapters: Sequence[Path | None], dtype: str) -> list[
     """What decides the numbers of a model with the adapters that it has, each with its scale."""
     from mlxforge.models.load import model_hash
 
-    files = [folder / name for folder in adapters if folder for name in ("adapters.safetensors", "adapter_config.json")]
+    files = [file for folder in adapters if folder for file in (adapter_file(folder), folder / ADAPTER_CONFIG)]
     return [model_hash(path), *map(file_hash, files), dtype]
 
 

@@ -261,7 +261,7 @@ def prepare(config: TrainSettings, emit: Emit, cache: Path | None = None) -> Pre
     name = str(path) if given.model == "tiny" else given.model
     adapter = adapter_config(model, config.lora, name)
     if start is not None:
-        weights, kept = read_adapter(start)
+        weights, kept = read_adapter(start, model)
         adapter, changed = continued_config(kept, adapter)
         if changed:
             emit(Noted(message=f"the adapter keeps its own {changed}; those lora settings have no effect"))
