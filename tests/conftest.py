@@ -8,6 +8,8 @@ import pytest
 
 from mlxforge.core.blas import load_blas
 
+# The products of a tiny model are small: more threads would spend their time waiting for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 load_blas()
 os.environ["HF_HUB_OFFLINE"] = "1"
 
