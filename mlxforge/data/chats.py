@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,9 +13,9 @@ from mlxforge.core.events import Emit, ignore
 from mlxforge.core.rows import Chat
 from mlxforge.data.batch import Row
 from mlxforge.data.sources import Source
-from mlxforge.data.stored import DUPLICATES, SKIPPED, THOUGHTS, TRAINED, Ints, Making, Stored, Writer, stored
+from mlxforge.data.stored import DUPLICATES, SKIPPED, THOUGHTS, TRAINED, Ints, Making, RowOptions, Stored, Writer, stored
 
-__all__ = ["MESSAGES", "THOUGHTS", "ChatRows", "Encoder", "prepare_chats"]
+__all__ = ["MESSAGES", "THOUGHTS", "ChatRows", "Encoder", "RowOptions", "prepare_chats"]
 
 VERSION = 2  # raise it when the files or the reading of rows change
 
@@ -71,27 +69,16 @@ MESSAGES = {
 def prepare_chats(
     sources: Iterable[Source],
     encoder: Encoder,
-    *,
-    cache: Path,
-    vocabulary: int,
-    format: str | None = None,  # noqa: A002
-    mapping: Mapping[str, str] = MappingProxyType({}),
-    skip_bad: bool = False,
+    options: RowOptions,
     emit: Emit = ignore,
 ) -> ChatRows:
     """The sources' conversations as rows, from the cache where it holds them.
-
-    Args:
-        cache: folder of the token caches; each is a folder in it.
-        vocabulary: one more than the greatest token id.
-        format, mapping, skip_bad: see :func:`mlxforge.data.formats.read_rows`.
 
     Raises:
         DataError: the first 20 bad rows, or no conversation at all.
     """
     making = Making("chat", "conversation", VERSION, MESSAGES, encoder.encode, _add)
-    options: dict[str, Any] = {"cache": cache, "vocabulary": vocabulary, "format": format, "mapping": mapping}
-    return ChatRows(**stored(making, sources, encoder, **options, skip_bad=skip_bad, emit=emit))
+    return ChatRows(**stored(making, sources, encoder, options, emit))
 
 
 def _add(writer: Writer, chat: Chat, rows: Sequence[Any], source: int) -> None:

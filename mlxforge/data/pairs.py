@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import msgspec
@@ -24,6 +22,7 @@ from mlxforge.data.stored import (
     TRAINED,
     Ints,
     Making,
+    RowOptions,
     Stored,
     Writer,
     digest,
@@ -31,7 +30,17 @@ from mlxforge.data.stored import (
     stored,
 )
 
-__all__ = ["THOUGHTS", "AnswerRow", "AnswerRows", "PairEncoder", "PairRow", "PairRows", "prepare_answers", "prepare_pairs"]
+__all__ = [
+    "THOUGHTS",
+    "AnswerRow",
+    "AnswerRows",
+    "PairEncoder",
+    "PairRow",
+    "PairRows",
+    "RowOptions",
+    "prepare_answers",
+    "prepare_pairs",
+]
 
 VERSION = 1  # raise it when the files change
 
@@ -112,47 +121,30 @@ def messages(noun: str) -> dict[str, str]:
 def prepare_pairs(
     sources: Iterable[Source],
     encoder: PairEncoder,
-    *,
-    cache: Path,
-    vocabulary: int,
-    format: str | None = None,  # noqa: A002
-    mapping: Mapping[str, str] = MappingProxyType({}),
-    skip_bad: bool = False,
+    options: RowOptions,
     emit: Emit = ignore,
 ) -> PairRows:
     """The sources' preference rows as pairs, from the cache where it holds them. Judged and scored answers become pairs too.
-
-    Args:
-        cache: folder of the token caches; each is a folder in it.
-        vocabulary: one more than the greatest token id.
-        format, mapping, skip_bad: see :func:`mlxforge.data.formats.read_rows`.
 
     Raises:
         DataError: the first 20 bad rows, or no pair at all.
     """
     columns = {**COLUMNS, "prompts": np.int64, "groups": np.uint8, "chosen": np.int64, "rejected": np.int64}
     making = Making("preference", "pair", VERSION, messages("pair"), encoder.pair, _add_pair, columns)
-    options: dict[str, Any] = {"cache": cache, "vocabulary": vocabulary, "format": format, "mapping": mapping}
-    return PairRows(**stored(making, sources, encoder, **options, skip_bad=skip_bad, emit=emit))
+    return PairRows(**stored(making, sources, encoder, options, emit))
 
 
 def prepare_answers(
     sources: Iterable[Source],
     encoder: PairEncoder,
-    *,
-    cache: Path,
-    vocabulary: int,
-    format: str | None = None,  # noqa: A002
-    mapping: Mapping[str, str] = MappingProxyType({}),
-    skip_bad: bool = False,
+    options: RowOptions,
     emit: Emit = ignore,
 ) -> AnswerRows:
     """The sources' KTO rows, from the cache where it holds them; preference rows are taken apart. Otherwise as
     :func:`prepare_pairs`."""
     columns = {**COLUMNS, "prompts": np.int64, "groups": np.uint8, "desirable": np.bool_}
     making = Making("kto", "answer", VERSION, messages("answer"), encoder.answer, _add_answer, columns)
-    options: dict[str, Any] = {"cache": cache, "vocabulary": vocabulary, "format": format, "mapping": mapping}
-    return AnswerRows(**stored(making, sources, encoder, **options, skip_bad=skip_bad, emit=emit))
+    return AnswerRows(**stored(making, sources, encoder, options, emit))
 
 
 def _add_pair(writer: Writer, row: Preference, pair: PairRow | None, source: int) -> None:

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import IO, Any, ClassVar, Protocol, TypeVar
 
 import msgspec
@@ -48,6 +47,23 @@ CODES = {np.int64: "q", np.bool_: "b"}
 
 Ints = npt.NDArray[np.int64]
 S = TypeVar("S", bound="Stored")
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """How rows are read and kept.
+
+    Args:
+        cache: folder of the token caches; each is a folder in it.
+        vocabulary: one more than the greatest token id.
+        format, mapping, skip_bad: see :func:`mlxforge.data.formats.read_rows`.
+    """
+
+    cache: Path
+    vocabulary: int
+    format: str | None = None
+    mapping: Mapping[str, str] = field(default_factory=dict)
+    skip_bad: bool = False
 
 
 class Counting(Protocol):
@@ -184,36 +200,27 @@ def stored(
     making: Making,
     sources: Iterable[Source],
     encoder: Counting,
-    *,
-    cache: Path,
-    vocabulary: int,
-    format: str | None = None,  # noqa: A002
-    mapping: Mapping[str, str] = MappingProxyType({}),
-    skip_bad: bool = False,
+    options: RowOptions,
     emit: Emit = ignore,
 ) -> dict[str, Any]:
     """The fields of :class:`Stored`, and every further column, of the sources' rows: from the cache where it holds them.
-
-    Args:
-        cache: folder of the token caches; each is a folder in it.
-        vocabulary: one more than the greatest token id.
-        format, mapping, skip_bad: see :func:`mlxforge.data.formats.read_rows`.
 
     Raises:
         DataError: the first 20 bad rows, or no row at all.
     """
     inputs = locate(sources, emit)
-    options = msgspec.json.encode([making.version, format, sorted(mapping.items()), skip_bad])
-    folder = cache / bytes_hash(content_key(inputs), encoder.key, options)[:32]
+    read = msgspec.json.encode([making.version, options.format, sorted(options.mapping.items()), options.skip_bad])
+    folder = options.cache / bytes_hash(content_key(inputs), encoder.key, read)[:32]
     weights = tuple(given.source.weight for given in inputs)
     found = load(folder, making.columns, weights)
     if found is None:
-        sweep(cache, older_than=DAY)
-        reading = Reading(sum(path.stat().st_size for given in inputs for path in given.files), skip_bad=skip_bad)
-        rows = read_rows(inputs, making.kind, format=format, mapping=mapping, reading=reading, skip_bad=skip_bad)
+        sweep(options.cache, older_than=DAY)
+        reading = Reading(sum(path.stat().st_size for given in inputs for path in given.files), skip_bad=options.skip_bad)
+        how: dict[str, Any] = {"format": options.format, "mapping": options.mapping, "skip_bad": options.skip_bad}
+        rows = read_rows(inputs, making.kind, reading=reading, **how)
         with new_directory(folder) as temporary:
             with open(temporary / "tokens.bin", "wb") as tokens, open(temporary / "flags.bin", "wb") as flags:
-                dtype = np.dtype(np.uint16 if vocabulary <= 1 << 16 else np.uint32)
+                dtype = np.dtype(np.uint16 if options.vocabulary <= 1 << 16 else np.uint32)
                 writer = Writer(tokens, flags, dtype, making.columns)
                 _encode(rows, making, encoder, writer, reading, emit)
             _finish(temporary, making, writer, reading, [given.source.path for given in inputs])

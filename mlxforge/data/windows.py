@@ -52,6 +52,16 @@ class Windows:
         weights: npt.NDArray[np.float64] = self.tokens.weights[self.document]
         return weights
 
+    @property
+    def bytes(self) -> Ints:
+        """UTF-8 bytes of each document's text."""
+        return self.tokens.bytes
+
+    @property
+    def hash(self) -> str:
+        """A hash of the documents in their order."""
+        return self.tokens.hash
+
 
 def windows(tokens: TokenSet, max_length: int) -> Windows:
     """Cuts every document into windows of at most ``max_length`` inputs.

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlxforge.core.errors import ConfigError, DataError
-from mlxforge.core.events import Emit, Noted, Warned, ignore
-from mlxforge.core.files import cache_dir
-from mlxforge.core.rows import Chat, Message
-from mlxforge.core.settings import ChatSettings, SftConfig, TrainSettings
-from mlxforge.data.batch import Rows
-from mlxforge.data.chats import THOUGHTS, ChatRows, prepare_chats
-from mlxforge.data.formats import read_rows
+from mlxforge.core.events import Emit
+from mlxforge.core.settings import SftConfig, TrainSettings
+from mlxforge.data.chats import ChatRows, RowOptions, prepare_chats
 from mlxforge.data.masks import ChatEncoder
 from mlxforge.data.mix import Mixture
-from mlxforge.data.readers import Reading
 from mlxforge.data.selftest import self_test
-from mlxforge.data.sources import Source, locate, parse_spec
-from mlxforge.data.tokens import split_by_hash
 from mlxforge.runs.material import Base, Material, Question
-from mlxforge.runs.text import check_data, expand, make_encoder, replayed, retained, text_replay
+from mlxforge.runs.parts import hashes_of, held_out, measured
+from mlxforge.runs.rendered import asked, asked_first, questions_of, rendering, sources_of, thoughts_of
+from mlxforge.runs.text import check_data, replayed, retained, text_replay
+
+
+class _Sets(NamedTuple):
+    """The conversations of a job; ``whole`` is all that ``data`` names."""
+
+    whole: ChatRows
+    train: ChatRows
+    valid: ChatRows | None
+    replay: ChatRows | None
 
 
 def read(settings: TrainSettings, base: Base, emit: Emit, cache: Path | None = None) -> Material:
@@ -35,61 +39,64 @@ def read(settings: TrainSettings, base: Base, emit: Emit, cache: Path | None = N
     assert isinstance(settings, SftConfig)
     check_data(settings)
     _check_replay(settings)
-    from mlxforge.models.template import load_template
-
-    template = load_template(base.path, base.detected, saved=base.run)
-    folder = cache or cache_dir() / "tokens"
-    options: dict[str, Any] = {"max_length": settings.max_length, "overlong": settings.overlong}
-    encoder = ChatEncoder(template, train_on=settings.train_on, **options)
-    text = make_encoder(base.tokenizer, base.path, base.fast)
-
-    def chats(sources: Sequence[Source], **how: Any) -> ChatRows:
-        how |= {"skip_bad": settings.skip_bad, "emit": emit, "vocabulary": text.vocabulary, "cache": folder}
-        return prepare_chats(sources, encoder, **how)
-
-    own: dict[str, Any] = {"format": settings.format, "mapping": settings.map}
-    whole = chats([parse_spec(expand(spec)) for spec in settings.data], **own)
-    named = chats([parse_spec(expand(settings.valid))], **own) if settings.valid else None
-    train, valid = _held_out(whole, named, settings, emit)
-    if not len(train):
-        raise DataError("no conversation is left to train on", where="data", fix="give more rows, or another valid set")
-    chat_replay = chats(replayed(settings.chat_replay, "chat_replay")) if settings.chat_replay else None
+    with_what = rendering(settings, base, cache)
+    template, folder = with_what.template, with_what.options.cache
+    encoder = ChatEncoder(template, train_on=settings.train_on, max_length=settings.max_length, overlong=settings.overlong)
+    whole, train, valid, chat_replay = _sets(settings, encoder, with_what.options, emit)
     self_test(encoder, [chat for rows in (whole, valid, chat_replay) if rows is not None for chat in rows.examples])
-    thoughts, conversations = whole.counts.get(THOUGHTS, 0), whole.counts["rows"]
-    thinking = 2 * thoughts > conversations
-    # Rows of both kinds leave the switch of thoughts to whoever asks.
-    mixed = 0 < thoughts < conversations
-    text_rows = text_replay(settings, text, folder, emit)
-    replays: list[tuple[Rows, float]] = [(text_rows, settings.replay_ratio)] if text_rows else []
-    replays += [(chat_replay, settings.chat_replay_ratio)] if chat_replay else []
-    fixed: dict[str, tuple[Rows, int]] = {"valid": (valid, int(valid.bytes.sum()))} if valid is not None else {}
-    hashes = {"train": train.hash, **({"valid": valid.hash} if valid is not None else {})}
-    if kept := retained(settings, text, folder, emit):
-        fixed["retention"] = (kept, int(kept.tokens.bytes.sum()))
-        hashes["retention"] = kept.tokens.hash
-    hashes |= {"replay": text_rows.tokens.hash} if text_rows else {}
-    hashes |= {"chat_replay": chat_replay.hash} if chat_replay else {}
+    replay = text_replay(settings, with_what.text, folder, emit)
+    retention = retained(settings, with_what.text, folder, emit)
+    thinking, saved = thoughts_of(template, whole.counts)
     questions = questions_of(settings, template, base, thinking, emit)
-    held = valid if valid is not None else train
-    shown = questions or (asked_first(template, held, thinking) if settings.valid else _first_prompts(held, base.tokenizer))
-    saved = template if mixed else template.with_thinking(thinking)
+    replays = ((replay, settings.replay_ratio), (chat_replay, settings.chat_replay_ratio))
     return Material(
-        mixture=Mixture(train, train.weights, tuple(replays)),
-        fixed=fixed,
+        mixture=Mixture(train, train.weights, tuple((rows, ratio) for rows, ratio in replays if rows)),
+        fixed=measured(valid=valid, retention=retention),
         tokenizer=encoder.key,
-        hashes=hashes,
-        plan={
-            "conversations": train.conversations,
-            "valid_conversations": valid.conversations if valid is not None else 0,
-            "rows": len(train),
-            "tokens": int(train.lengths.sum()),
-            "trained_tokens": int(train.trained.sum()),
-        },
-        prompts=asked(settings, template, thinking) or shown[:1] if settings.sample_tokens else [],
+        hashes=hashes_of(train=train, valid=valid, retention=retention, replay=replay, chat_replay=chat_replay),
+        plan=_plan(train, valid),
+        prompts=_prompts(settings, template, thinking, train if valid is None else valid, base.tokenizer, questions),
         stop=template.stop,
         questions=questions,
         save=saved.save,
     )
+
+
+def _sets(settings: SftConfig, encoder: ChatEncoder, options: RowOptions, emit: Emit) -> _Sets:
+    whole = prepare_chats(sources_of(*settings.data), encoder, options, emit)
+    given = prepare_chats(sources_of(settings.valid), encoder, options, emit) if settings.valid else None
+    train, valid = held_out(
+        whole, given, settings.valid_split, emit,
+        alone="conversation", left_out="conversations left out: they are", size=lambda rows: rows.conversations,
+    )  # fmt: skip
+    if not len(train):
+        raise DataError("no conversation is left to train on", where="data", fix="give more rows, or another valid set")
+    if not settings.chat_replay:
+        return _Sets(whole, train, valid, None)
+    # Format and mapping are those of the job's own rows.
+    general = replace(options, format=None, mapping={})
+    return _Sets(whole, train, valid, prepare_chats(replayed(settings.chat_replay, "chat_replay"), encoder, general, emit))
+
+
+def _plan(train: ChatRows, valid: ChatRows | None) -> dict[str, Any]:
+    return {
+        "conversations": train.conversations,
+        "valid_conversations": valid.conversations if valid is not None else 0,
+        "rows": len(train),
+        "tokens": int(train.lengths.sum()),
+        "trained_tokens": int(train.trained.sum()),
+    }
+
+
+def _prompts(
+    settings: SftConfig, template: Any, thinking: bool, rows: ChatRows, tokenizer: Any, questions: list[Question]
+) -> list[Question]:
+    """The settings' own texts, else the first question of the task, else that of the held-out rows."""
+    if settings.sample_tokens == 0:
+        return []
+    if own := asked(settings, template, thinking) or questions[:1]:
+        return own
+    return asked_first(template, rows, thinking) if settings.valid else _first_prompts(rows, tokenizer)
 
 
 def _check_replay(settings: SftConfig) -> None:
@@ -99,71 +106,6 @@ def _check_replay(settings: SftConfig) -> None:
     if settings.replay_ratio + settings.chat_replay_ratio >= 1:
         what = f"{settings.replay_ratio} and {settings.chat_replay_ratio} leave no share for the data itself"
         raise ConfigError(what, where="replay_ratio, chat_replay_ratio", fix="let them sum to less than 1")
-
-
-def _held_out(whole: ChatRows, valid: ChatRows | None, settings: ChatSettings, emit: Emit) -> tuple[ChatRows, ChatRows | None]:
-    if valid is not None:
-        kept = whole.without(valid)
-        if len(kept) < len(whole):
-            left_out = whole.conversations - kept.conversations
-            emit(Noted(message=f"{left_out} training conversations left out: they are in the validation set"))
-        return kept, valid
-    if settings.valid_split == 0:
-        return whole, None
-    kept, held = split_by_hash(whole, settings.valid_split)
-    if not len(held):
-        emit(Warned(message="one conversation alone: nothing is held out, so there is no validation (give --valid)"))
-        return whole, None
-    return kept, held
-
-
-def questions_of(settings: ChatSettings, template: Any, base: Base, thinking: bool, emit: Emit) -> list[Question]:
-    """The conversations of the task, each without its last answer.
-
-    Raises:
-        DataError: bad rows, or a conversation that does not end with an answer.
-    """
-    if settings.task is None:
-        return []
-    reading = Reading()
-    inputs = locate([parse_spec(expand(settings.task))], ignore)
-    rows = list(read_rows(inputs, "chat", mapping=settings.map, reading=reading))
-    for row in rows:
-        if isinstance(row.row, Chat) and row.row.messages[-1].role != "assistant":
-            reading.problem("the last turn is not an answer", row.origin, "end each conversation of a task with its answer")
-    reading.check()
-    if not rows:
-        raise DataError("no question", where=settings.task, fix="give conversations that end with the right answer")
-    found = [_question(template, base, row.row, thinking) for row in rows if isinstance(row.row, Chat)]
-    if long := sum(size > settings.answer_tokens for _, size in found):
-        what = f"answers of the task longer than answer_tokens {settings.answer_tokens}, which cannot be given whole: {long:,}"
-        emit(Warned(message=what))
-    return [question for question, _ in found]
-
-
-def _question(template: Any, base: Base, chat: Chat, thinking: bool) -> tuple[Question, int]:
-    """The last question, and how many tokens its answer has; the answer as the template writes it, calls of tools too."""
-    from mlxforge.models.streaming import answer_in, markers
-
-    said = chat.messages
-    asked, written = template.turn(said, len(said) - 1, chat.tools)
-    reply = [token for token in template.encode(written)[0] if token not in template.stop]
-    answer = answer_in(base.tokenizer, markers(base.detected, template.think), template.encode(asked)[0], reply)
-    return Question(template.prompt(said[:-1], chat.tools, thinking=thinking), said[-2].content, answer), len(reply)
-
-
-def asked(settings: TrainSettings, template: Any, thinking: bool) -> list[Question]:
-    """The settings' own sample texts as questions."""
-    messages = [(Message("user", text),) for text in settings.samples]
-    return [Question(template.prompt(one, thinking=thinking), one[0].content) for one in messages]
-
-
-def asked_first(template: Any, rows: Any, thinking: bool) -> list[Question]:
-    """The last question of the first conversation that a set keeps as an example: only a file of its own has none of others."""
-    chat = rows.examples[0]
-    end = max(index for index, message in enumerate(chat.messages) if message.role == "assistant")
-    prompt = chat.messages[:end]
-    return [Question(template.prompt(prompt, chat.tools, thinking=thinking), prompt[-1].content)] if prompt else []
 
 
 def _first_prompts(rows: ChatRows, tokenizer: Any) -> list[Question]:

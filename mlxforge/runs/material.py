@@ -53,7 +53,7 @@ class Material:
 
 @dataclass(frozen=True)
 class Base:
-    """A model's files as a reader needs them: no weights. ``template`` comes from a run's folder where the base is a run."""
+    """A model's files as a reader needs them: no weights. ``run`` is the adapter's folder, whose template is taken, if any."""
 
     path: Path
     tokenizer: Any

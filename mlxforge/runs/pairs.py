@@ -7,20 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from mlxforge.core.errors import ConfigError, DataError
-from mlxforge.core.events import Emit, Noted, Warned
-from mlxforge.core.files import cache_dir
+from mlxforge.core.events import Emit, Warned
 from mlxforge.core.settings import KtoConfig, PreferenceSettings, TrainSettings
-from mlxforge.data.batch import Rows
 from mlxforge.data.masks import ChatEncoder
 from mlxforge.data.mix import Mixture
-from mlxforge.data.pair_encoder import PairEncoder
-from mlxforge.data.pairs import THOUGHTS, prepare_answers, prepare_pairs
+from mlxforge.data.pairs import PairEncoder, RowOptions, prepare_answers, prepare_pairs
 from mlxforge.data.selftest import self_test
-from mlxforge.data.sources import parse_spec
-from mlxforge.data.tokens import split_by_hash
-from mlxforge.runs.chats import asked, asked_first, questions_of
 from mlxforge.runs.material import Base, Material, Question
-from mlxforge.runs.text import check_data, expand, make_encoder, retained
+from mlxforge.runs.parts import hashes_of, held_out, measured
+from mlxforge.runs.rendered import asked, asked_first, questions_of, rendering, sources_of, thoughts_of
+from mlxforge.runs.text import check_data, retained
 from mlxforge.training.pairs import Mismatched, PairSet
 
 
@@ -35,50 +31,45 @@ def read(settings: TrainSettings, base: Base, emit: Emit, cache: Path | None = N
     assert isinstance(settings, PreferenceSettings)
     check_data(settings)
     _check_settings(settings)
-    from mlxforge.models.template import load_template
-
-    template = load_template(base.path, base.detected, saved=base.run)
-    folder = cache or cache_dir() / "tokens"
+    with_what = rendering(settings, base, cache)
+    template, judged = with_what.template, isinstance(settings, KtoConfig)
     encoder = PairEncoder(template, max_length=settings.max_length, overlong=settings.overlong)
-    text = make_encoder(base.tokenizer, base.path, base.fast)
+    whole, train, valid = _rows(settings, encoder, with_what.options, emit)
+    examples = [chat for rows in (whole, valid) if rows is not None for chat in rows.examples]
+    self_test(ChatEncoder(template, max_length=settings.max_length), examples)
+    sets = {name: _set(rows, settings) for name, rows in (("train", train), ("valid", valid)) if rows is not None}
+    retention = retained(settings, with_what.text, with_what.options.cache, emit)
+    thinking, saved = thoughts_of(template, whole.counts)
+    return Material(
+        mixture=Mixture(sets["train"], train.weights),
+        # A pair is no text: its set has no bytes.
+        fixed={name: (rows, 0) for name, rows in sets.items() if name == "valid"} | measured(retention=retention),
+        tokenizer=encoder.key,
+        hashes=hashes_of(train=train, valid=valid, retention=retention),
+        plan=_plan(train, valid, judged),
+        prompts=_prompts(settings, template, thinking, train if valid is None else valid, base.tokenizer),
+        stop=template.stop,
+        questions=questions_of(settings, template, base, thinking, emit),
+        save=saved.save,
+        pairs=sets,
+    )
+
+
+def _rows(settings: PreferenceSettings, encoder: PairEncoder, options: RowOptions, emit: Emit) -> tuple[Any, Any, Any]:
+    """All rows that ``data`` names, those to train on, and those to validate on or None."""
     judged = isinstance(settings, KtoConfig)
-    prepared: Callable[..., Any] = prepare_answers if judged else prepare_pairs
-
-    def pairs(specs: list[str]) -> Any:
-        return prepared(
-            [parse_spec(expand(spec)) for spec in specs], encoder, cache=folder, vocabulary=text.vocabulary,
-            format=settings.format, mapping=settings.map, skip_bad=settings.skip_bad, emit=emit,
-        )  # fmt: skip
-
-    whole = pairs(settings.data)
-    train, valid = _held_out(whole, pairs([settings.valid]) if settings.valid else None, settings, emit)
+    prepare: Callable[..., Any] = prepare_answers if judged else prepare_pairs
+    whole = prepare(sources_of(*settings.data), encoder, options, emit)
+    given = prepare(sources_of(settings.valid), encoder, options, emit) if settings.valid else None
+    train, valid = held_out(
+        whole, given, settings.valid_split, emit, alone="prompt", left_out="rows left out: their prompts are"
+    )
     if not len(train):
         raise DataError("no pair is left to train on", where="data", fix="give more rows, or another valid set")
     if judged and len(set(train.desirable.tolist())) == 1:
         kind = "wanted" if train.desirable[0] else "unwanted"
         emit(Warned(message=f"all answers are {kind}: kto compares wanted with unwanted ones"))
-    examples = [chat for rows in (whole, valid) if rows is not None for chat in rows.examples]
-    self_test(ChatEncoder(template, max_length=settings.max_length), examples)
-    sets = {"train": _set(train, settings)} | ({"valid": _set(valid, settings)} if valid is not None else {})
-    fixed: dict[str, tuple[Rows, int]] = {"valid": (sets["valid"], 0)} if valid is not None else {}
-    hashes = {"train": train.hash, **({"valid": valid.hash} if valid is not None else {})}
-    if kept := retained(settings, text, folder, emit):
-        fixed["retention"] = (kept, int(kept.tokens.bytes.sum()))
-        hashes["retention"] = kept.tokens.hash
-    thinking = 2 * whole.counts.get(THOUGHTS, 0) > whole.counts["rows"]
-    questions = questions_of(settings, template, base, thinking, emit)
-    return Material(
-        mixture=Mixture(sets["train"], train.weights),
-        fixed=fixed,
-        tokenizer=encoder.key,
-        hashes=hashes,
-        plan=_plan(train, valid, judged),
-        prompts=_prompts(settings, template, thinking, valid if valid is not None else train, base.tokenizer),
-        stop=template.stop,
-        questions=questions,
-        save=template.save,
-        pairs=sets,
-    )
+    return whole, train, valid
 
 
 def _check_settings(settings: PreferenceSettings) -> None:
@@ -95,21 +86,6 @@ def _check_settings(settings: PreferenceSettings) -> None:
 
 def _set(rows: Any, settings: PreferenceSettings) -> PairSet:
     return PairSet(Mismatched(rows, settings.max_length) if isinstance(settings, KtoConfig) else rows, shared=False)
-
-
-def _held_out(whole: Any, valid: Any, settings: PreferenceSettings, emit: Emit) -> tuple[Any, Any]:
-    if valid is not None:
-        kept = whole.without(valid)
-        if len(kept) < len(whole):
-            emit(Noted(message=f"{len(whole) - len(kept)} training rows left out: their prompts are in the validation set"))
-        return kept, valid
-    if settings.valid_split == 0:
-        return whole, None
-    kept, held = split_by_hash(whole, settings.valid_split)
-    if not len(held):
-        emit(Warned(message="one prompt alone: nothing is held out, so there is no validation (give --valid)"))
-        return whole, None
-    return kept, held
 
 
 def _plan(train: Any, valid: Any, judged: bool) -> dict[str, Any]:

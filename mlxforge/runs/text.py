@@ -10,14 +10,15 @@ from typing import Any, TypeVar
 import msgspec
 
 from mlxforge.core.errors import ConfigError, DataError, ModelError
-from mlxforge.core.events import Emit, Noted, Warned
+from mlxforge.core.events import Emit
 from mlxforge.core.files import cache_dir, embedded
 from mlxforge.core.settings import CptConfig, SftConfig, TrainSettings
 from mlxforge.data.mix import Mixture
 from mlxforge.data.sources import Source, parse_spec
-from mlxforge.data.tokens import Encoder, TokenSet, prepare, split_by_hash
+from mlxforge.data.tokens import Encoder, TokenSet, prepare
 from mlxforge.data.windows import Windows, windows
 from mlxforge.runs.material import Base, Material, Question
+from mlxforge.runs.parts import hashes_of, held_out, measured
 from mlxforge.runs.record import find_run
 
 SAMPLE = "sample:"
@@ -72,19 +73,19 @@ def read(settings: TrainSettings, base: Base, emit: Emit, cache: Path | None = N
         return prepare(sources, encoder, cache=folder, mapping=mapping, emit=emit)
 
     whole = tokens(settings.data, settings.map)
-    train, valid = _held_out(whole, tokens, settings, emit)
+    given = tokens([settings.valid], settings.map) if settings.valid else None
+    train, valid = held_out(whole, given, settings.valid_split, emit, alone="document", left_out="documents left out: they are")
     if not len(train):
         raise DataError("no document is left to train on", where="data", fix="give more documents, or another valid set")
     named = {"valid": valid, "retention": tokens([settings.retention]) if settings.retention else None}
     fixed = {name: windows(found, settings.max_length) for name, found in named.items() if found is not None and len(found)}
     replay = text_replay(settings, encoder, folder, emit)
     rows = windows(train, settings.max_length)
-    parts = {"train": rows, **fixed, **({"replay": replay} if replay else {})}
     return Material(
         mixture=Mixture(rows, rows.weights, ((replay, settings.replay_ratio),) if replay else ()),
-        fixed={name: (part, int(part.tokens.bytes.sum())) for name, part in fixed.items()},
+        fixed=measured(**fixed),
         tokenizer=encoder.key,
-        hashes={name: part.tokens.hash for name, part in parts.items()},
+        hashes=hashes_of(train=rows, **fixed, replay=replay),
         plan={
             "documents": len(train),
             "valid_documents": len(valid) if valid is not None else 0,
@@ -112,18 +113,18 @@ def check_data(settings: TrainSettings) -> None:
 
 
 def retained(settings: TrainSettings, encoder: Encoder, folder: Path, emit: Emit) -> Windows | None:
-    """The windows of the text that forgetting is measured on."""
+    """The windows of the text that forgetting is measured on; None where there is none."""
     if not settings.retention:
         return None
     sources = [parse_spec(expand(settings.retention))]
-    return windows(prepare(sources, encoder, cache=folder, emit=emit), settings.max_length)
+    return windows(prepare(sources, encoder, cache=folder, emit=emit), settings.max_length) or None
 
 
 def text_replay(settings: CptConfig | SftConfig, encoder: Encoder, folder: Path, emit: Emit) -> Windows | None:
-    """The windows of the text that is mixed into training."""
+    """The windows of the text that is mixed into training; None where there is none."""
     if not settings.replay:
         return None
-    return windows(prepare(replayed(settings.replay, "replay"), encoder, cache=folder, emit=emit), settings.max_length)
+    return windows(prepare(replayed(settings.replay, "replay"), encoder, cache=folder, emit=emit), settings.max_length) or None
 
 
 def replayed(specs: Sequence[str], where: str) -> list[Source]:
@@ -136,22 +137,6 @@ def replayed(specs: Sequence[str], where: str) -> list[Source]:
     if any(source.weight != 1 for source in sources):
         raise ConfigError("what is replayed has no weight", where=where, fix=f"choose its share with {where}_ratio")
     return sources
-
-
-def _held_out(train: TokenSet, tokens: Any, settings: TrainSettings, emit: Emit) -> tuple[TokenSet, TokenSet | None]:
-    if settings.valid:
-        valid: TokenSet = tokens([settings.valid], settings.map)
-        kept = train.without(valid)
-        if len(kept) < len(train):
-            emit(Noted(message=f"{len(train) - len(kept)} training documents left out: they are in the validation set"))
-        return kept, valid
-    if settings.valid_split == 0:
-        return train, None
-    kept, held = split_by_hash(train, settings.valid_split)
-    if not len(held):
-        emit(Warned(message="one document alone: nothing is held out, so there is no validation (give --valid)"))
-        return train, None
-    return kept, held
 
 
 def make_encoder(tokenizer: Any, path: Path, fast: Any) -> Encoder:

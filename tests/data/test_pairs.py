@@ -16,7 +16,7 @@ from mlxforge.core.events import Noted, Warned
 from mlxforge.core.rows import Kto, Message, Preference
 from mlxforge.data.formats import BadRow
 from mlxforge.data.masks import ChatEncoder
-from mlxforge.data.pairs import PairEncoder, conversation, prepare_answers, prepare_pairs
+from mlxforge.data.pairs import PairEncoder, RowOptions, conversation, prepare_answers, prepare_pairs
 from mlxforge.data.selftest import self_test
 from mlxforge.data.sources import parse_spec
 from mlxforge.data.tokens import split_by_hash
@@ -346,7 +346,7 @@ def write(path, rows):
 
 def prepared(template, sources, make=prepare_pairs, max_length=512, emit=lambda _: None, **options):
     encoder = encoder_of(template, max_length)
-    return make(sources, encoder, cache=Path("cache"), vocabulary=1000, emit=emit, **options)
+    return make(sources, encoder, RowOptions(Path("cache"), vocabulary=1000, **options), emit)
 
 
 ROWS = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -15,11 +16,13 @@ from mlxforge.core.config import from_dict
 from mlxforge.core.errors import ConfigError, DataError, MlxforgeError
 from mlxforge.core.events import Evaluated, Noted, Progress, RunStarted, Sampled, StepDone, Warned
 from mlxforge.core.files import cache_dir
+from mlxforge.models.render import locked_thinking
 from mlxforge.models.tiny import make_tiny
 from mlxforge.runs.watch import Watch
 
 SMALL = {"max_length": 96, "batch_tokens": 512, "learning_rate": 3e-3, "sample_tokens": 4, "warmup": 0,
          "lora": {"rank": 4, "alpha": 8.0}}  # fmt: skip
+TEMPLATES = Path(__file__).parent.parent / "data" / "chat_templates"
 KINDS = {"dpo": DpoConfig, "orpo": OrpoConfig, "simpo": SimpoConfig, "cpo": CpoConfig, "kto": KtoConfig}
 
 
@@ -89,6 +92,22 @@ def test_dpo_begins_at_ln_2_with_half_of_the_pairs_right(data, tmp_path):
     assert ended.result["before"]["loss"] == pytest.approx(math.log(2), rel=1e-5)
     assert ended.result["task"]["preference_accuracy"]["before"] == pytest.approx(0.5, abs=0.5)
     assert ended.result["before"]["margin"] == pytest.approx(0, abs=1e-4)
+
+
+def test_the_switch_of_thoughts_is_saved_as_the_pairs_have_them(tmp_path):
+    """Set where all answers have thoughts or none has; pairs of both kinds leave it to whoever asks."""
+    model = make_tiny("qwen3", tmp_path / "base")
+    shutil.copy(TEMPLATES / "qwen3.jinja", model / "chat_template.jinja")
+    thought = [row | {"chosen": f"<think>Hm.</think>{row['chosen']}", "rejected": f"<think>So?</think>{row['rejected']}"}
+               for row in map(pair, range(8))]  # fmt: skip
+    kinds = {"with": thought, "without": [pair(i) for i in range(8)], "both": [*thought[:4], *map(pair, range(4, 8))]}
+    found = {}
+    for name, rows in kinds.items():
+        files = {"train": write(tmp_path / f"{name}.jsonl", rows), "valid": None}
+        values = {"model": str(model), "name": name, "steps": 1, "sample_tokens": 0, "valid_split": 0, "max_length": 256}
+        ended = train(config(files, tmp_path / "runs", **values))
+        found[name] = locked_thinking((ended.path / "chat_template.jinja").read_text())
+    assert found == {"with": True, "without": False, "both": None}
 
 
 def test_the_reference_is_taken_once_and_kept(data, tmp_path):
