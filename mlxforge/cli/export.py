@@ -6,7 +6,9 @@ import click
 
 from mlxforge.cli.lazy import Commands, Table
 
-COMMANDS: Table = {}
+COMMANDS: Table = {
+    "mlx": ("mlxforge.cli.export_mlx", "A quantized folder for MLX."),
+}
 
 
 @click.group(cls=Commands, table=COMMANDS)

@@ -20,6 +20,7 @@ COMMANDS = {
     "cpo": ("mlxforge.cli.preference", "Prefer without a reference, beside the chosen answers' cross-entropy."),
     "kto": ("mlxforge.cli.preference", "Prefer from single answers that are wanted or not."),
     "fuse": ("mlxforge.cli.fuse", "Merge an adapter into its base: one model folder."),
+    "export": ("mlxforge.cli.export", "Write a run or a model as other programs read it: GGUF, Ollama, PEFT, MLX, the hub."),
     "chat": ("mlxforge.cli.chat", "Talk to a model or a run."),
     "generate": ("mlxforge.cli.generate", "Answer one prompt, for scripts."),
     "serve": ("mlxforge.cli.serve", "Serve a model or a run over HTTP, as OpenAI does."),

@@ -9,14 +9,17 @@ import sys
 import pytest
 
 from mlxforge.cli.data import COMMANDS as DATA_COMMANDS
+from mlxforge.cli.export import COMMANDS as EXPORT_COMMANDS
 from mlxforge.cli.main import COMMANDS
 
 HEAVY = {"mlx", "mlx_lm", "transformers", "datasets", "numpy", "rich", "yaml", "tokenizers", "huggingface_hub", "matplotlib"}
 DATA = [["data", name] for name in DATA_COMMANDS]
+EXPORT = [["export", name] for name in EXPORT_COMMANDS]
 PAGES = [
     [],
     *([name] for name in COMMANDS),
     *DATA,
+    *EXPORT,
     ["runs", "list"],
     ["runs", "watch"],
     ["models", "list"],
