@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ from gguf import GGML_QUANT_VERSION, GGUFValueType
 from gguf.utility import size_label
 
 from mlxforge.core.errors import ModelError
+from mlxforge.export.header import Key
 from mlxforge.export.quantize import Described, quant_of
 
-Key = Sequence[Any]  # key, value, GGUFValueType (or its name); of an array, the type of its items may follow
 TEXT, COUNT = GGUFValueType.STRING, GGUFValueType.UINT32
 # llama.cpp lets special tokens swallow the space after them where general.name holds this, all but these three.
 PHI3 = re.compile(r"phi-?(3)", re.IGNORECASE)

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import subprocess
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any, Protocol, Union
+from typing import Any, BinaryIO, Protocol, Union
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 
 from mlxforge.core.errors import ConfigError, MlxforgeError, ModelError, RunFailed
 from mlxforge.core.events import Emit, Progress, ignore
 from mlxforge.core.files import disk_errors, new_file
-from mlxforge.export.general import Key, file_keys, general
+from mlxforge.export.general import file_keys, general
+from mlxforge.export.header import ALIGNMENT, Key, header, padded
 from mlxforge.export.quantize import (
     BadValues,
     Described,
     Encoder,
+    block_of,
     chosen_types,
     file_order,
     library,
@@ -31,19 +34,19 @@ from mlxforge.export.quantize import (
 )
 from mlxforge.export.source import Source
 
-ALIGNMENT = 32  # bytes; the GGUF default
 AHEAD = 48 << 20  # bytes of float32 that may wait to be converted and written, beside the block being read
 MARGIN = 16 << 20  # bytes of free space beside the file
 LLAMA_QUANTIZE = "llama-quantize"
 
-Finish = Callable[[], Union[bytes, np.ndarray]]
-
 
 class Placed(Described, Protocol):
-    """What the writer needs of a tensor of the file; see :mod:`mlxforge.export.layout`."""
+    """What the writer needs of a tensor of the file; see :mod:`mlxforge.export.tensors`."""
 
+    @property
+    def op(self) -> str: ...
+    @property
+    def sources(self) -> tuple[str, ...]: ...
     def blocks(self, source: Source) -> Iterator[np.ndarray]: ...
-    def passthrough(self, source: Source, kind: str) -> bytes | None: ...
 
 
 def write_gguf(
@@ -120,87 +123,83 @@ def write_file(
     threads: int | None,
     emit: Emit,
 ) -> None:
-    """Header, keys, tensor table and tensors."""
-    writer = header(keys, tensors, types)
-    total = sum(nbytes(types[tensor.name], tensor.shape) for tensor in tensors)
-    done = 0
-    try:
-        writer.write_header_to_file(path)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        file = writer.fout[0]
-        file.write(bytes(-file.tell() % ALIGNMENT))
-        with Encoder(threads) as encoder:
-            for content, ends in contents(encoder, source, tensors, types):
-                file.write(content)
-                done += len(content) if isinstance(content, bytes) else content.nbytes
-                if ends:
-                    file.write(bytes(-file.tell() % ALIGNMENT))
-                emit(Progress(task=task, done=done, total=total, unit="B"))
-    finally:
-        writer.close()
+    """Header, keys, tensor table and tensors: blocks are read here, converted by some threads and written by one more."""
+    table = [(one.name, one.shape, types[one.name], nbytes(types[one.name], one.shape)) for one in tensors]
+    total, done = sum(row[-1] for row in table), 0
+    with open(path, "wb", buffering=0) as file, Encoder(threads) as encoder, ThreadPoolExecutor(1, "gguf-writer") as writer:
+        write_all(file, header(keys, table))
+        blocks = (block for tensor in tensors for block in started(encoder, source, tensor, types[tensor.name]))
+        jobs = ((block, writer.submit(write_block, file, block)) for block in blocks)
+        for block, job in held(jobs, AHEAD):
+            try:
+                done += job.result()
+            except BadValues as error:
+                raise bad_values(block, error, source) from error
+            emit(Progress(task=task, done=done, total=total, unit="B"))
     if done != total:
         raise ModelError(f"the tensors took {done} bytes, not {total}", where=str(source.path))
 
 
-def header(keys: Sequence[Key], tensors: Sequence[Placed], types: dict[str, str]) -> GGUFWriter:
-    """A writer that knows all keys and tensors, and no tensor's content."""
-    logging.getLogger("gguf").setLevel(logging.WARNING)
-    writer = GGUFWriter(None, "", use_temp_file=False)
-    writer.kv_data[0].clear()  # keys come in the order given, the architecture's too
-    for key, value, kind, *item in keys:
-        kinds = [GGUFValueType[one] if isinstance(one, str) else GGUFValueType(one) for one in (kind, *item)]
-        writer.add_key_value(key, value.tolist() if isinstance(value, np.ndarray) else value, *kinds)
-    for tensor in tensors:
-        kind = types[tensor.name]
-        shape = tensor.shape if tensor.shape else (1,)
-        writer.add_tensor_info(tensor.name, shape, np.dtype(np.float32), nbytes(kind, shape), GGMLQuantizationType[kind])
-    return writer
+@dataclass(frozen=True)
+class Block:
+    """Rows of a tensor that are being converted: the call waits for their bytes; ``size`` is what they hold meanwhile."""
+
+    name: str
+    kind: str
+    finish: Callable[[], Union[bytes, np.ndarray]]
+    last: bool
+    size: int
 
 
-def contents(
-    encoder: Encoder, source: Source, tensors: Sequence[Placed], types: dict[str, str]
-) -> Iterator[tuple[bytes | np.ndarray, bool]]:
-    """The bytes of all tensors in order, and whether a tensor ends with them; later blocks are converted meanwhile."""
-    waiting: deque[tuple[Placed, Finish, bool, int]] = deque()
-    pending = 0
-
-    def finished() -> tuple[bytes | np.ndarray, bool]:
-        tensor, finish, ends, size = waiting.popleft()
-        nonlocal pending
-        pending -= size
-        try:
-            return finish(), ends
-        except BadValues as error:
-            fix = "use --quant bf16" if "range" in str(error) else "the model is damaged; train or fuse it anew"
-            what = f"'{tensor.name}' {error} as {types[tensor.name]}" if "range" in str(error) else f"'{tensor.name}' {error}"
-            raise ModelError(what, where=str(source.path), fix=fix) from error
-
-    for tensor in tensors:
-        for finish, ends, size in started(encoder, source, tensor, types[tensor.name]):
-            waiting.append((tensor, finish, ends, size))
-            pending += size
-            while pending > AHEAD:
-                yield finished()
-    while waiting:
-        yield finished()
-
-
-def started(encoder: Encoder, source: Source, tensor: Placed, kind: str) -> Iterator[tuple[Finish, bool, int]]:
-    """A tensor's blocks on their way: the call that waits for the bytes, whether it is the last, bytes held."""
-    stored = tensor.passthrough(source, kind)
-    if stored is not None:
-        yield (lambda: stored), True, len(stored)
+def started(encoder: Encoder, source: Source, tensor: Placed, kind: str) -> Iterator[Block]:
+    """A tensor's blocks on their way. What is stored in the type already is handed on as it lies."""
+    left = nbytes(kind, tensor.shape)
+    if tensor.op == "copy" and tensor.sources and all(source.entries[name].dtype == kind for name in tensor.sources):
+        for chunk in (chunk for name in tensor.sources for chunk in source.chunks(name)):
+            left -= len(chunk)
+            yield Block(tensor.name, kind, encoder.check(chunk, kind), left <= 0, len(chunk))
         return
-    rest = int(np.prod(tensor.shape, dtype=np.int64))
-    for block in tensor.blocks(source):
-        rest -= block.size
-        yield encoder.start(block, kind, through16=not tensor.keep32), rest <= 0, block.nbytes
+    values, size = block_of(kind)
+    for rows in tensor.blocks(source):
+        left -= rows.size // values * size
+        finish = encoder.start(rows, kind, through16=not tensor.keep32)
+        yield Block(tensor.name, kind, finish, left <= 0, rows.nbytes)
 
 
-def padded(size: int) -> int:
-    """Bytes with the filling up to the next tensor."""
-    return size + -size % ALIGNMENT
+def held(jobs: Iterable[tuple[Block, Future[int]]], limit: int) -> Iterator[tuple[Block, Future[int]]]:
+    """The jobs in order, each when the later ones that were begun hold more than ``limit`` bytes."""
+    waiting: deque[tuple[Block, Future[int]]] = deque()
+    pending = 0
+    for job in jobs:
+        waiting.append(job)
+        pending += job[0].size
+        while pending > limit:
+            pending -= waiting[0][0].size
+            yield waiting.popleft()
+    yield from waiting
+
+
+def write_block(file: BinaryIO | FileIO, block: Block) -> int:
+    """Writes a block, and after a tensor's last the filling; returns the bytes of the block."""
+    content = block.finish()
+    size = content.nbytes if isinstance(content, np.ndarray) else len(content)
+    write_all(file, content if isinstance(content, bytes) else content.reshape(-1).data)
+    if block.last:
+        write_all(file, bytes(-file.tell() % ALIGNMENT))
+    return size
+
+
+def write_all(file: BinaryIO | FileIO, content: bytes | memoryview) -> None:
+    """Writes everything: one write of an unbuffered file may take less."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def bad_values(block: Block, error: BadValues, source: Source) -> ModelError:
+    """The error for values that a type cannot hold."""
+    fix = "use --quant bf16" if error.beyond == "f16" else "the model is damaged; train or fuse it anew"
+    return ModelError(f"'{block.name}' {error}", where=str(source.path), fix=fix)
 
 
 def check_output(output: Path, force: bool) -> None:

@@ -241,7 +241,11 @@ def is_embedding(name: str) -> bool:
 
 
 class BadValues(ValueError):
-    """Values that the type cannot hold; the text says which."""
+    """Values that the type cannot hold: beyond the range of the float type ``beyond``, else infinite or no numbers."""
+
+    def __init__(self, beyond: str = "") -> None:
+        self.beyond = beyond
+        super().__init__(f"holds values beyond the range of {beyond}" if beyond else "holds values that are no finite numbers")
 
 
 @lru_cache(maxsize=1)
@@ -322,6 +326,22 @@ class Encoder:
 
         return finish
 
+    def check(self, stored: bytes, kind: str) -> Callable[[], bytes]:
+        """Begins to look through values that lie in a float type already; the call that is returned gives them back.
+
+        Raises:
+            BadValues: by the returned call.
+        """
+        bits = np.frombuffer(stored, np.uint32 if kind == "F32" else np.uint16)
+        futures = [self.pool.submit(check_finite, bits[start : start + PIECE], kind) for start in range(0, len(bits), PIECE)]
+
+        def finish() -> bytes:
+            for future in futures:
+                future.result()
+            return stored
+
+        return finish
+
     def encode(self, block: np.ndarray, kind: str, *, through16: bool = True) -> np.ndarray:
         """The bytes (rows, bytes a row), uint8, of float32 values; see :meth:`start`."""
         return self.start(block, kind, through16=through16)()
@@ -329,26 +349,20 @@ class Encoder:
 
 def to_f32(rows: np.ndarray, out: np.ndarray) -> None:
     """Float32 as it is."""
-    if not np.isfinite(rows).all():
-        raise BadValues("holds values that are infinite or no numbers")
     out.view(np.float32)[:] = rows
+    check_finite(out.view(np.uint32), "F32")
 
 
 def to_f16(rows: np.ndarray, out: np.ndarray) -> None:
     """The nearest float16, ties to even."""
     half = out.view(np.float16)
-    round16(rows, half)
-    check_finite(half.view(np.uint16), 0x7C00, rows)
-
-
-def round16(rows: np.ndarray, half: np.ndarray) -> None:
-    """Writes the nearest float16 of contiguous float32 values; what is beyond becomes infinite."""
     ggml = library()
     if ggml is not None and hasattr(ggml, "ggml_cpu_fp32_to_fp16"):
         ggml.ggml_cpu_fp32_to_fp16(rows.ctypes.data, half.ctypes.data, rows.size)
-        return
-    with np.errstate(over="ignore", invalid="ignore"):
-        half[:] = rows
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
+            half[:] = rows
+    check_finite(half.view(np.uint16), "F16", rows)
 
 
 def to_bf16(rows: np.ndarray, out: np.ndarray) -> None:
@@ -361,14 +375,17 @@ def to_bf16(rows: np.ndarray, out: np.ndarray) -> None:
     rounded >>= 16
     upper = out.view(np.uint16)
     upper[:] = rounded
-    check_finite(upper, 0x7F80, rows)
+    check_finite(upper, "BF16", rows)
 
 
-def check_finite(bits: np.ndarray, infinity: int, rows: np.ndarray) -> None:
-    """Looks for the exponent of infinities and NaN in 16-bit floats that were made of ``rows``."""
-    if bits.size and int((bits & 0x7FFF).max()) >= infinity:
-        whole = bool(np.isfinite(rows).all())
-        raise BadValues("holds values beyond its range" if whole else "holds values that are infinite or no numbers")
+INFINITY = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}  # without the sign, no smaller bits are a number
+
+
+def check_finite(bits: np.ndarray, kind: str, rows: np.ndarray | None = None) -> None:
+    """Looks for infinities and NaN in the bits of floats; if ``rows``, which they were made of, have none, it is the range."""
+    unsigned = bits.dtype.type(np.iinfo(bits.dtype).max >> 1)
+    if bits.size and int((bits & unsigned).max()) >= INFINITY[kind]:
+        raise BadValues(kind.lower() if rows is not None and np.isfinite(rows).all() else "")
 
 
 def quantizer(kind: str, through16: bool) -> Callable[[np.ndarray, np.ndarray], None]:
@@ -382,8 +399,8 @@ def quantizer(kind: str, through16: bool) -> Callable[[np.ndarray, np.ndarray], 
             half = np.empty(rows.shape, np.float16)
             to_f16(rows, half.view(np.uint8))
             rows = half.astype(np.float32)
-        elif not np.isfinite(rows).all():
-            raise BadValues("holds values that are infinite or no numbers")
+        else:
+            check_finite(rows.view(np.uint32), "F32")
         if ggml is not None:
             ggml.ggml_quantize_chunk(int(number), rows.ctypes.data, out.ctypes.data, 0, *rows.shape, None)
             return
