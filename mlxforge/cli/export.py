@@ -7,6 +7,7 @@ import click
 from mlxforge.cli.lazy import Commands, Table
 
 COMMANDS: Table = {
+    "peft": ("mlxforge.cli.export_peft", "An adapter as PEFT reads it."),
     "mlx": ("mlxforge.cli.export_mlx", "A quantized folder for MLX."),
 }
 

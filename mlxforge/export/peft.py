@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from mlxforge.export.placement import Placement
 from mlxforge.models.adapters import ADAPTER_CONFIG, PEFT_WEIGHTS
 from mlxforge.models.lora import read_adapter
 from mlxforge.models.peft import EMBEDDINGS, OTHERWISE, PREFIX, WRAPPED, hf_module, is_tied
-from mlxforge.models.stack import module_at
+from mlxforge.models.stack import joined, joined_config, module_at
 
 Weights = dict[str, mx.array]
 SWITCHES = (SwitchLinear, QuantizedSwitchLinear)
@@ -51,17 +51,15 @@ class PeftAdapter:
         (folder / ADAPTER_CONFIG).write_text(json.dumps(self.config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def as_peft(base: Path, adapter: Path, name: str) -> PeftAdapter:
-    """An adapter folder of mlx-lm's or PEFT's over the model folder ``base``, which PEFT is to know as ``name``.
+def as_peft(base: Path, adapters: Sequence[Path], name: str) -> PeftAdapter:
+    """Adapter folders of mlx-lm's or PEFT's over the model folder ``base``, which PEFT is to know as ``name``, as one.
 
     Raises:
         ModelError: the adapter is of another base, or PEFT has no words for it.
     """
     placement = Placement(base)
-    weights, settings = read_adapter(adapter, placement.model, placement.names)
-    if settings["fine_tune_type"] not in ("lora", "dora"):
-        what = f"an adapter of type '{settings['fine_tune_type']}' holds whole weights, which PEFT does not read"
-        raise ModelError(what, where=str(adapter), fix="mlxforge fuse, or export gguf")
+    adapter = adapters[-1]
+    weights, settings = _as_one(placement, adapters)
     model_type = _model_type(base)
     if reason := OTHERWISE.get(model_type):
         raise ModelError(
@@ -99,6 +97,22 @@ def as_peft(base: Path, adapter: Path, name: str) -> PeftAdapter:
         "modules_to_save": None,
     }
     return PeftAdapter(written, config, kind)
+
+
+def _as_one(placement: Placement, adapters: Sequence[Path]) -> tuple[Weights, dict[str, Any]]:
+    """Low-rank updates side by side are one of the ranks' sum."""
+    read = [read_adapter(adapter, placement.model, placement.names) for adapter in adapters]
+    for adapter, (_, settings) in zip(adapters, read, strict=True):
+        kind = settings["fine_tune_type"]
+        if kind not in ("lora", "dora"):
+            what = f"an adapter of type '{kind}' holds whole weights, which PEFT does not read"
+            raise ModelError(what, where=str(adapter), fix="mlxforge fuse, or export gguf")
+        if kind == "dora" and len(adapters) > 1:
+            raise ModelError("dora and another adapter are not one adapter", where=str(adapter), fix="mlxforge fuse")
+    weights, settings = read[0]
+    for own, config in read[1:]:
+        weights, settings = joined(weights, settings, own, config), joined_config(settings, config)
+    return weights, settings
 
 
 def targets(chosen: set[str], known: Iterable[str], exact: bool = False) -> dict[str, Any]:
