@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, Union
 
 from mlxforge.core.errors import ModelError
-from mlxforge.export.pretokenizers import find_pre, find_spaces
+from mlxforge.export.pretokenizers import Spaces, find_pre, find_spaces, steps
 from mlxforge.models.detect import Detected, detect_folder, read_config, read_json
 from mlxforge.models.load import load_tokenizer
+from mlxforge.models.render import FROZEN
 from mlxforge.models.template import GENERATION_FILE, ChatTemplate
 
 Key = tuple[Union[str, Any], ...]  # key, value, name of its GGUFValueType; of an array, the type of its items too
@@ -34,6 +35,7 @@ ENDS_BY_NAME = frozenset((
     *("<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>"),
     *("<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["),
 ))  # fmt: skip
+ALWAYS_PARSED = frozenset(("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"))
 KNOWN_VARIABLES = ("bos_token", "eos_token")  # of a template's variables, those that llama.cpp gives it
 
 
@@ -98,8 +100,13 @@ class Tokens:
         ids, untold = self._special_ids()
         first, unlike = self._ends()
         chat: list[Key] = [("tokenizer.chat_template", portable(self.template), "STRING")] if self.template else []
-        told = (*limits, *untold, *unlike, *self._added_limits(), *self._shadowed)
-        return Vocabulary([*keys, *ids, *first, *chat], told, lambda text: self._told_apart(text, agreed))
+        told = (*limits, *untold, *unlike, *self._added_limits())
+        uncertain = self._uncertain()
+
+        def compared(text: str) -> str | None:
+            return None if uncertain.search(text) else agreed(text)
+
+        return Vocabulary([*keys, *ids, *first, *chat], told, compared)
 
     @property
     def where(self) -> str:
@@ -151,9 +158,10 @@ class Tokens:
     # Byte-level BPE
 
     def _bytes(self) -> tuple[list[Key], list[str], Callable[[str], str | None]]:
-        composed = self._normalizers() == ("NFC",)
-        if self._normalizers() not in ((), ("NFC",)):
-            what = f"the tokenizer normalises text by {' + '.join(self._normalizers())}, llama.cpp does not"
+        normalizers = steps(self.plan["normalizer"])
+        composed = normalizers == ("NFC",)
+        if normalizers not in ((), ("NFC",)):
+            what = f"the tokenizer normalises text by {' + '.join(normalizers)}, llama.cpp does not"
             raise ModelError(what, where=self.where, fix="export an MLX folder instead")
         whole = bool(self.model.get("ignore_merges"))
         row = find_pre(self.plan["pre_tokenizer"], whole, lambda: self._unmerged is None, self.where)
@@ -174,11 +182,6 @@ class Tokens:
             return None if row.outside and row.outside(text) else text
 
         return keys, limits, agreed
-
-    def _normalizers(self) -> tuple[str, ...]:
-        node = self.plan["normalizer"]
-        nodes = node["normalizers"] if node and node["type"] == "Sequence" else [node] if node else []
-        return tuple(str(one["type"]) for one in nodes)
 
     @cached_property
     def _unmerged(self) -> str | None:
@@ -209,28 +212,34 @@ class Tokens:
         ]
         limits = self._unlisted_merges()
         if row.first_only:
-            what = (
-                "the space before a text's first word is left out"
-                if self.template
-                else "every special token is followed by a space"
-            )
-            limits.append(f"{what}: the tokenizer puts one before a text, but none after special tokens")
+            what = "no space goes before a text" if self.template else "a space goes after each special token too"
+            limits.append(f"{what}: llama.cpp cannot put one at the very beginning only")
+        elif row.once:
+            limits.append("a text that begins with a space gets another one before it")
+        return keys, limits, self._agreed_spaces(row, prefix)
+
+    def _agreed_spaces(self, row: Spaces, prefix: bool) -> Callable[[str], str | None]:
+        """``Vocabulary.agreed`` of a tokenizer over characters."""
+        names = "|".join(re.escape(token["content"]) for token in self.added) or r"(?!)"
+        named, spaced = re.compile(names), re.compile(rf"(?:\A|{names})[ ▁]")
 
         def agreed(text: str) -> str | None:
             if row.first_only and not prefix:
-                return text if text.startswith(" ") or not text else " " + text
-            return None if row.once and re.search(r"(\A|>|\])[ ▁]", text) else text
+                return text if not text or text[0] in " ▁" or named.match(text) else " " + text
+            if row.first_only and named.search(text):
+                return None
+            return None if row.once and spaced.search(text) else text
 
-        return keys, limits, agreed
+        return agreed
 
     def _as_written(self, token: Added) -> str:
-        """An added token as it stands in raw text, where llama.cpp looks for it: with its spaces."""
+        """An added token as it stands in raw text, where llama.cpp looks for it."""
         written: str = token["content"]
-        return written.replace("▁", " ") if self._matched_raw(token) and not token["special"] else written
+        return written.replace("▁", " ") if token["normalized"] and not token["special"] else written
 
     def _matched_raw(self, token: Added) -> bool:
-        """Whether an added token must be found in raw text, since no merges make it."""
-        return not ("▁" in token["content"] and token["content"] in self._ranks)
+        """Whether an added token is found in raw text: the others hold spaces as merges write them, which make them."""
+        return bool(token["normalized"]) or not ("▁" in token["content"] and token["content"] in self._ranks)
 
     @cached_property
     def _ranks(self) -> dict[str, int]:
@@ -360,24 +369,46 @@ class Tokens:
 
     def _added_limits(self) -> list[str]:
         """What llama.cpp cannot be told of added tokens."""
-        found = []
-        for flag, what in FLAGS.items():
-            names = [token["content"] for token in self.added if token.get(flag)]
-            if names:
-                found.append(f"{what}: {', '.join(map(repr, names[:3]))}{', …' * (len(names) > 3)}")
-        return found
+        named = {what: [token["content"] for token in self.added if token.get(flag)] for flag, what in FLAGS.items()}
+        named["these names in a text become tokens"] = self._spelled
+        named["these names in a text become tokens even where special ones may not"] = self._always
+        named["these tokens are found without a space before them too"] = self._behind_space
+        return [
+            f"{what}: {', '.join(map(repr, names[:3]))}{', …' * (len(names) > 3)}" for what, names in named.items() if names
+        ]
+
+    @property
+    def _behind_space(self) -> list[str]:
+        """Added tokens to which the normaliser puts a space, as it does to texts."""
+        prepends = any(step.startswith("prepend") for step in steps(self.plan["normalizer"]))
+        return [token["content"] for token in self.added if token["normalized"] and prepends]
+
+    def _uncertain(self) -> re.Pattern[str]:
+        """Finds texts in which ``_added_limits`` come to bear."""
+        forms = [re.escape(name) for name in (*self._spelled, *self._behind_space)]
+        for token in self.added:
+            name = re.escape(token["content"])
+            forms += [form.format(name) for flag, form in BESIDE.items() if token.get(flag)]
+        return re.compile("|".join(forms) or r"(?!)")
+
+    @property
+    def _always(self) -> list[str]:
+        """Control tokens of gpt-oss that llama.cpp makes ordinary ones."""
+        whole = ALWAYS_PARSED | ({"<|end|>"} if {"<|return|>", "<|call|>"} <= set(self.ids) else set())
+        return sorted(whole & self.controls)
 
     @cached_property
-    def _shadowed(self) -> list[str]:
-        """Plain tokens that llama.cpp takes for control tokens by their text."""
-        names = sorted(ENDS_BY_NAME & set(self.model["vocab"]) - {token["content"] for token in self.added})
-        return [f"the plain token {name!r} is a control token for llama.cpp" for name in names]
-
-    def _told_apart(self, text: str, agreed: Callable[[str], str | None]) -> str | None:
-        shadows = (
-            any(name in text for name in ENDS_BY_NAME & set(self.model["vocab"]) - self.controls) if self._shadowed else False
-        )
-        return None if shadows else agreed(text)
+    def _spelled(self) -> list[str]:
+        """Names of tokens that llama.cpp makes of a text that spells them, and the tokenizer does not."""
+        added, vocab = {token["content"] for token in self.added}, self.model["vocab"]
+        names = ENDS_BY_NAME & set(vocab) - added
+        if self.model.get("byte_fallback"):
+            # It merges any two tokens that make a third, whatever the third is.
+            unmade = {name for name in vocab if BYTE_TOKEN.fullmatch(name)} | (self.controls & set(vocab))
+            names |= {
+                name for name in unmade if any(name[:cut] in vocab and name[cut:] in vocab for cut in range(1, len(name)))
+            }
+        return sorted(names)
 
 
 NAMED_IDS = ("bos", "eos", "unk", "sep", "pad", "mask")
@@ -389,10 +420,22 @@ FLAGS = {
 }
 
 
+BESIDE = {"lstrip": r"\s{}", "rstrip": r"{}\s", "single_word": r"\w{0}|{0}\w"}  # the text beside a token that shows a flag
+# Where a template asks so: what llama.cpp leaves undefined or fills in with today.
+SETTLED = {
+    r"\btools is (not )?none\b": "{% set tools = tools | default(none) %}\n",
+    r"\bdocuments is (not )?none\b": "{% set documents = documents | default(none) %}\n",
+    r"\bdate_string\b": f'{{% set date_string = "{FROZEN:%d %b %Y}" %}}\n',
+}
+
+
 def portable(template: ChatTemplate) -> str:
-    """The chat template with the variables that llama.cpp does not give it."""
+    """The chat template with all that llama.cpp does not give it as mlxforge does; both then render the same."""
     variables, text = template.renderer.variables, template.text
     wanted = {name: variables[name] for name in variables if name not in KNOWN_VARIABLES}
     wanted |= {name: "" for name in KNOWN_VARIABLES if name not in variables}
-    used = {name: value for name, value in wanted.items() if re.search(rf"\b{name}\b", text)}
-    return "".join(f"{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}\n" for name, value in used.items()) + text
+    lines = [line for asked, line in SETTLED.items() if re.search(asked, text)]
+    for name, value in wanted.items():
+        if re.search(rf"\b{name}\b", text):
+            lines.append(f"{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}\n")
+    return "".join(lines) + text
