@@ -114,14 +114,30 @@ def test_a_kill_between_evaluations_keeps_patience_and_the_last_evaluation(docum
         assert_same_end(whole.path, ended.path)
 
 
-def test_another_tokenizer_is_refused(documents, tmp_path):
-    model = shutil.copytree(embedded("data", "tiny"), tmp_path / "model")
-    killed_at(documents, tmp_path, "replace", 20, model=str(model))
-    tokenizer = json.loads((model / "tokenizer.json").read_text())
+@pytest.fixture(scope="module")
+def killed(documents, tmp_path_factory):
+    """A run that was killed in a late save, over a model of its own."""
+    folder = tmp_path_factory.mktemp("killed")
+    shutil.copytree(documents, folder / "data")
+    shutil.copytree(embedded("data", "tiny"), folder / "model")
+    killed_at(folder / "data", folder, "replace", 26, model=str(folder / "model"))
+    return folder
+
+
+@pytest.fixture
+def stopped(killed, tmp_path):
+    """A copy of that run."""
+    return shutil.copytree(killed / "a", tmp_path / "a", symlinks=True)
+
+
+def test_another_tokenizer_is_refused(killed, stopped):
+    file = killed / "model" / "tokenizer.json"
+    tokenizer = json.loads(before := file.read_text())
     tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:-50]
-    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    file.write_text(json.dumps(tokenizer))
     with pytest.raises(MlxforgeError, match="the model changed since the run began"):
-        resume("a", runs_dir=str(tmp_path))
+        resume("a", runs_dir=str(stopped.parent))
+    file.write_text(before)
 
 
 def test_a_run_is_resumed_from_another_folder(documents, tmp_path, monkeypatch, uninterrupted):
@@ -129,13 +145,6 @@ def test_a_run_is_resumed_from_another_folder(documents, tmp_path, monkeypatch, 
     killed_at(documents.name, tmp_path, "replace", 20)
     monkeypatch.chdir(tmp_path)
     assert_same_end(uninterrupted.path, resume(str(tmp_path / "a")).path)
-
-
-@pytest.fixture
-def stopped(documents, tmp_path):
-    """A run that was killed in a late save."""
-    killed_at(documents, tmp_path, "replace", 26)
-    return tmp_path / "a"
 
 
 def test_a_truncated_checkpoint_is_named_and_the_one_before_goes_on(stopped, uninterrupted):
@@ -156,13 +165,12 @@ def test_a_missing_checkpoint_is_named(stopped):
         resume("a", runs_dir=str(stopped.parent))
 
 
-def test_other_data_is_refused(documents, tmp_path):
-    copy = tmp_path / "data"
-    shutil.copytree(documents, copy)
-    killed_at(copy, tmp_path, "replace", 20)
-    (copy / "new.txt").write_text("One more document that was not there.\n")
+def test_other_data_is_refused(killed, stopped):
+    new = killed / "data" / "new.txt"
+    new.write_text("One more document that was not there.\n")
     with pytest.raises(MlxforgeError, match="the data changed since the run began"):
-        resume("a", runs_dir=str(tmp_path))
+        resume("a", runs_dir=str(stopped.parent))
+    new.unlink()
 
 
 def test_a_finished_run_is_not_resumed(uninterrupted):

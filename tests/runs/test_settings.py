@@ -173,11 +173,11 @@ def reference(tmp_path_factory, documents, places):
     """The outcome without the change; the same for many settings, so computed once."""
 
     @lru_cache
-    def find(key):
-        others = next(others for _, others in CHANGES.values() if repr(others) == key)
-        return outcome(others, tmp_path_factory.mktemp("reference"), documents, places)
+    def find(key, kind):
+        others = next(others for _, others in [*CHANGES.values(), *CHAT_CHANGES.values()] if repr(others) == key)
+        return outcome(others, tmp_path_factory.mktemp("reference"), documents, places, kind)
 
-    return lambda others: find(repr(others))
+    return lambda others, kind=CptConfig: find(repr(others), kind)
 
 
 @pytest.mark.parametrize("key", sorted(set(CHANGES) - {"grad_checkpoint"}))
@@ -187,18 +187,15 @@ def test_a_setting_matters(key, tmp_path, documents, places, reference):
 
 
 @pytest.mark.parametrize("key", sorted(CHAT_CHANGES))
-def test_a_setting_of_chats_matters(key, tmp_path, documents, places):
+def test_a_setting_of_chats_matters(key, tmp_path, documents, places, reference):
     value, others = CHAT_CHANGES[key]
-    first, second = (
-        outcome(settings, folder, documents, places, SftConfig)
-        for settings, folder in ((others, tmp_path / "first"), (others | {key: value}, tmp_path / "second"))
-    )
-    assert first != second
+    assert outcome(others | {key: value}, tmp_path, documents, places, SftConfig) != reference(others, SftConfig)
 
 
 def test_the_comparison_bites(tmp_path, documents, places, reference):
     """Two runs with the same settings differ in nothing."""
-    assert outcome({}, tmp_path, documents, places) == reference({})
+    assert outcome({}, tmp_path / "text", documents, places) == reference({})
+    assert outcome({}, tmp_path / "chats", documents, places, SftConfig) == reference({}, SftConfig)
 
 
 def test_recomputation_saves_memory_and_changes_no_result(tmp_path, documents):
