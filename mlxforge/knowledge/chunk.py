@@ -1,0 +1,143 @@
+"""A cleaned document cut into chunks: at headings, else paragraphs, lines, sentences, words; nothing lost, nothing doubled."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mlxforge.core.errors import ConfigError
+from mlxforge.knowledge.count import Counter
+from mlxforge.knowledge.store import Chunk
+
+SIZE, OVERLAP = 500, 50  # tokens
+LEAST = 0.4  # of a chunk's tokens: a better place to cut is not looked for before
+# How good a place to cut is.
+INSIDE, WORD, SENTENCE, LINE, PARAGRAPH, HEADING = range(6)
+STOPS = np.array([ord(c) for c in ".!?…"], np.uint32)
+FULL_STOPS = np.array([ord(c) for c in "。！？"], np.uint32)  # no space follows these
+CLOSERS = np.array([ord(c) for c in "\"'”’»)]*_"], np.uint32)
+SPACES = np.array([ord(c) for c in " \t\n\r\f\v\x1c\x1d\x1e\x1f\x85\xa0\u2028\u2029\u3000"], np.uint32)
+NEWLINE = ord("\n")
+
+Ints = npt.NDArray[np.int64]
+Characters = npt.NDArray[np.uint32]
+
+
+class Heading(NamedTuple):
+    """A heading of level 1, 2, … that begins at character ``place``."""
+
+    place: int
+    level: int
+    title: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """A document as it is stored: its text, its headings in order, and where each page begins (page 1 first), if it has any."""
+
+    text: str
+    headings: Sequence[Heading] = ()
+    pages: Sequence[int] = ()
+
+
+def chunks(document: Text, counter: Counter, size: int = SIZE, overlap: int = OVERLAP) -> list[Chunk]:
+    """The document in chunks; their texts joined are ``document.text``.
+
+    A passage (overlap and text) has at most ``size`` tokens, unless a single word has more. The overlap, at most
+    ``overlap`` tokens, begins at a sentence where it can; a chunk that begins at a heading has none.
+
+    Raises:
+        ConfigError: the overlap leaves no room for text.
+    """
+    if not 0 <= overlap <= size // 2:
+        fix = f"at most {size // 2}" if size >= 0 else "both above 0"
+        raise ConfigError(f"an overlap of {overlap} tokens in chunks of {size}", where="--overlap", fix=fix)
+    ends, tokens = counter.pieces(document.text)
+    if not len(ends):
+        return []
+    total = np.concatenate(([0], np.cumsum(tokens)))
+    places = np.concatenate(([0], ends))  # (N + 1,) where text may be cut
+    strength = strengths(document, places)
+    paths = heading_paths(document.headings)
+    starts = [heading.place for heading in document.headings]
+    found: list[Chunk] = []
+    first = last = 0  # places: of the chunk, and of its overlap
+    while first < len(ends):
+        stop = _stop(total, strength, last, first, size)
+        begin, end = int(places[first]), int(places[stop])
+        # The heading that a chunk begins with, or the one above it; white space may stand before a heading.
+        above = bisect_right(starts, begin + _blank(document.text, begin, end)) - 1
+        page = bisect_right(document.pages, begin) or None
+        heading = paths[above] if above >= 0 else ""
+        counted = int(total[stop] - total[last])
+        found.append(Chunk(document.text[begin:end], counted, heading, page, begin, end, begin - int(places[last])))
+        last = _overlap(total, strength, first, stop, overlap)
+        first = stop
+        if first < len(ends) and total[first + 1] - total[last] > size:  # no room for the next word behind it
+            last = first
+    return found
+
+
+def _stop(total: Ints, strength: npt.NDArray[np.uint8], last: int, first: int, size: int) -> int:
+    """The place to cut after: the last of the best places that the size allows."""
+    limit = max(int(np.searchsorted(total, total[last] + size, side="right")) - 1, first + 1)
+    if limit >= len(total) - 1:
+        return len(total) - 1
+    least = int(np.searchsorted(total, total[last] + round(LEAST * size), side="left"))
+    near = strength[max(least, first + 1) : limit + 1]
+    if not len(near):
+        return limit
+    return limit - int(np.argmax(near[::-1]))
+
+
+def _overlap(total: Ints, strength: npt.NDArray[np.uint8], first: int, stop: int, overlap: int) -> int:
+    """The place where the next chunk's overlap begins: after a sentence, else a word, inside this chunk."""
+    if strength[stop] == HEADING or not overlap:
+        return stop
+    least = max(int(np.searchsorted(total, total[stop] - overlap, side="left")), first)
+    near = np.minimum(strength[least:stop], SENTENCE)
+    return least + int(np.argmax(near)) if len(near) else stop
+
+
+def strengths(document: Text, places: Ints) -> npt.NDArray[np.uint8]:
+    """(N,) how good each place is to cut at, from the characters around it."""
+    codes = np.frombuffer(document.text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    space, newline = np.isin(codes, SPACES), codes == NEWLINE
+    before, after = np.clip(places - 1, 0, None), np.clip(places, None, len(codes) - 1)
+    second = np.clip(places - 2, 0, None)
+    strength = np.where(space[before] | space[after], WORD, INSIDE).astype(np.uint8)
+    strength[_ends_sentence(codes, space, before) & space[after] | np.isin(codes[before], FULL_STOPS)] = SENTENCE
+    strength[newline[before]] = LINE
+    strength[newline[before] & newline[second] & (places > 1)] = PARAGRAPH
+    begun = np.array([heading.place for heading in document.headings], np.int64)
+    strength[np.isin(places, begun)] = HEADING
+    return strength
+
+
+def _ends_sentence(codes: Characters, space: npt.NDArray[np.bool_], before: Ints) -> npt.NDArray[np.bool_]:
+    """Whether a stop stands before each place, behind up to two closing marks."""
+    at = before
+    for _ in range(2):
+        at = np.where(np.isin(codes[at], CLOSERS), np.clip(at - 1, 0, None), at)
+    return np.isin(codes[at], STOPS) & ~space[at]
+
+
+def heading_paths(headings: Sequence[Heading]) -> list[str]:
+    """For each heading its path from the top, joined by ' > '."""
+    paths: list[str] = []
+    open_ones: list[Heading] = []
+    for heading in headings:
+        open_ones = [*(one for one in open_ones if one.level < heading.level), heading]
+        paths.append(" > ".join(one.title for one in open_ones))
+    return paths
+
+
+def _blank(text: str, begin: int, end: int) -> int:
+    """Characters of white space at ``begin``."""
+    part = text[begin : min(end, begin + 200)]
+    return len(part) - len(part.lstrip())
