@@ -7,6 +7,8 @@ import click
 from mlxforge.cli.lazy import Commands, Table
 
 COMMANDS: Table = {
+    "gguf": ("mlxforge.cli.export_gguf", "A GGUF file for llama.cpp, verified."),
+    "ollama": ("mlxforge.cli.export_ollama", "GGUF and a Modelfile for Ollama, folders for LM Studio."),
     "peft": ("mlxforge.cli.export_peft", "An adapter as PEFT reads it."),
     "mlx": ("mlxforge.cli.export_mlx", "A quantized folder for MLX."),
 }

@@ -21,6 +21,7 @@ COMMANDS = {
     "kto": ("mlxforge.cli.preference", "Prefer from single answers that are wanted or not."),
     "fuse": ("mlxforge.cli.fuse", "Merge an adapter into its base: one model folder."),
     "export": ("mlxforge.cli.export", "Write a run or a model as other programs read it: GGUF, Ollama, PEFT, MLX, the hub."),
+    "verify": ("mlxforge.cli.verify", "Hold a GGUF file against the run or model it was made of."),
     "chat": ("mlxforge.cli.chat", "Talk to a model or a run."),
     "generate": ("mlxforge.cli.generate", "Answer one prompt, for scripts."),
     "serve": ("mlxforge.cli.serve", "Serve a model or a run over HTTP, as OpenAI does."),

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -166,9 +167,16 @@ class LlamaCpp:
 
     def logprobs(self, ids: Sequence[int], n: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids, natural log-probabilities), both (n,) and best first, of what follows ``ids``."""
-        made = self._complete(ids, 1, n_probs=n)["completion_probabilities"][0]["top_logprobs"]
+        # What is reported is not biased, and is left out where the token that comes next is a part of a character.
+        made = self._complete(ids, 1, n_probs=n, logit_bias=[[self._whole, OUTRIGHT]])["completion_probabilities"][0]
+        made = made["top_logprobs"]
         values = np.array([token["logprob"] for token in made], np.float32)
         return np.array([token["id"] for token in made], np.int64), np.maximum(values, FLOOR)
+
+    @cached_property
+    def _whole(self) -> int:
+        """A token that is a whole character."""
+        return self.tokenize("a")[-1]
 
     def greedy(self, ids: Sequence[int], n: int) -> list[int]:
         """The most likely continuation: ``n`` tokens, or fewer and the end-of-generation token that ended it."""
