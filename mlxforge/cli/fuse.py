@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from pathlib import Path
 
@@ -65,4 +66,5 @@ def fuse(
     click.echo(f"wrote {output}: {what}; {size}")
     if result.get("error") is not None:
         click.echo(f"packed again: mean error {result['error']:.2f} times the mean change")
-    show_next([f"mlxforge chat --model {output}", f"mlxforge export gguf {output} -o {Path(output).name}.gguf"])
+    folder, file = shlex.quote(str(output)), shlex.quote(f"{output.name}.gguf")
+    show_next([f"mlxforge chat --model {folder}", f"mlxforge export gguf {folder} -o {file}"])

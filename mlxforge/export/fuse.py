@@ -12,7 +12,7 @@ import numpy as np
 from mlxforge.core.errors import ModelError
 from mlxforge.export.packed import PackedSource, quantization
 from mlxforge.export.placement import OPS, Piece, Placement
-from mlxforge.export.source import NUMPY, FolderSource, Source, Stored, computed, text_config
+from mlxforge.export.source import NUMPY, Entry, FolderSource, Source, Stored, computed, text_config
 from mlxforge.models.lora import CONFIG_FILE, WEIGHTS_FILE, read_adapter
 
 KINDS = ("lora", "dora", "full")
@@ -204,8 +204,10 @@ class AdaptedSource:
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """See :class:`Source`."""
-        block = self.below.rows(name, start, stop)
-        for piece in self.pieces.get(name, ()):
+        pieces = self.pieces.get(name, [])
+        whole = self.adapter.full and bool(pieces) and pieces[0].part is None
+        block = _room(self.entries[name], start, stop) if whole else self.below.rows(name, start, stop)
+        for piece in pieces:
             self.adapter.change(block, piece, start, piece.target in self.embeddings)
         return block
 
@@ -216,6 +218,13 @@ class AdaptedSource:
     def chunks(self, name: str) -> Iterator[bytes]:
         """See :class:`Source`."""
         return computed(self, name) if name in self.pieces else self.below.chunks(name)
+
+
+def _room(entry: Entry, start: int, stop: int | None) -> np.ndarray:
+    """Rows to fill, for a tensor of which nothing stays."""
+    stop = entry.rows if stop is None else min(stop, entry.rows)
+    shape = (max(0, stop - start), *entry.shape[1:]) if entry.shape else ()
+    return np.empty(shape, np.float32)
 
 
 def layers_of(source: Source) -> tuple[PackedSource | FolderSource, list[AdaptedSource]]:

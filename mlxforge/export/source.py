@@ -193,10 +193,18 @@ def narrowed(block: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def computed(source: Source, name: str) -> Iterator[bytes]:
-    """``chunks`` of a tensor that is not stored as it is."""
+    """``chunks`` of a tensor that is not stored as it is.
+
+    Raises:
+        ModelError: a value is not finite, or beyond what the tensor's type can hold.
+    """
     entry = source.entries[name]
     for start, stop in entry.blocks:
-        yield np.ascontiguousarray(narrowed(source.rows(name, start, stop), entry.dtype)).tobytes()
+        block = np.ascontiguousarray(narrowed(source.rows(name, start, stop), entry.dtype))
+        if not np.isfinite(widened(block, "BF16") if entry.dtype == "BF16" else block).all():
+            what = f"'{name}' gets values that are no finite {entry.dtype}"
+            raise ModelError(what, where=str(source.path), fix="use a base in bfloat16 or float32, and an adapter without nan")
+        yield block.tobytes()
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -188,5 +188,5 @@ def _check_space(output: Path, total: int) -> None:
     with disk_errors(output):
         free = shutil.disk_usage(home).free
     if free < total + MARGIN:
-        what = f"the model takes {total / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+        what = f"the model takes {total / 1e6:,.0f} MB and {MARGIN / 1e6:,.0f} stay free, but there are {free / 1e6:,.0f} MB"
         raise MlxforgeError(what, where=str(output), fix="free space or choose another disk")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mlxforge.core.blas import load_blas
 from mlxforge.core.errors import ConfigError, ModelError, RunError
 from mlxforge.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_settings, is_peft
-from mlxforge.models.hub import is_folder, local
+from mlxforge.models.hub import is_folder, local, looks_like_path, resolve_model
 from mlxforge.runs.record import EVENTS, LAST, RECORD, find_run, is_live, list_runs, read_record
 
 if TYPE_CHECKING:
@@ -106,8 +106,7 @@ def subject(name: str | None, model: str | None, adapter: Path | Sequence[Path] 
         what = "a RUN and --model or --adapter are two things" if name else "nothing is named"
         raise ConfigError(what, where="command line", fix="name a RUN or a MODEL, or --model M --adapter DIR")
     if name:
-        known = name == LAST or (runs_dir / name / RECORD).is_file()
-        return resolve_base(f"{RUN}{name}" if known else name, runs_dir)
+        return _named(name, runs_dir)
     over = [_named_adapter(one, runs_dir, model) for one in chosen]
     below = resolve_base(str(model), runs_dir) if model else Base(over[0].model)
     if not over:
@@ -116,9 +115,20 @@ def subject(name: str | None, model: str | None, adapter: Path | Sequence[Path] 
         raise ModelError("a run or an adapter, not a base", where=str(model), fix="name the base, or the RUN alone")
     folders = [one.adapter for one in over if one.adapter]
     for one in over[1:]:
-        if one.run and str(read_record(one.run).get("model")).startswith(RUN):
+        if one.run and (read_record(one.run).get("lineage") or {}).get("parent"):
             raise ModelError("holds the runs below it already", where=str(one.run), fix="give this --adapter alone")
     return Base(below.model, folders[-1], over[-1].run, tuple(folders[:-1]))
+
+
+def _named(name: str, runs_dir: Path) -> Base:
+    if name == LAST or (runs_dir / name / RECORD).is_file():
+        return resolve_base(f"{RUN}{name}", runs_dir)
+    if name.startswith(RUN) or name == "tiny" or is_folder(name):
+        return resolve_base(name, runs_dir)
+    if looks_like_path(name):
+        resolve_model(name)  # says what is wrong with it
+    # The hub's ids have an owner; one that has none is taken as --model.
+    return Base(name) if "/" in name else resolve_base(f"{RUN}{name}", runs_dir)
 
 
 def _named_adapter(folder: Path, runs_dir: Path, model: str | None) -> Base:

@@ -47,8 +47,10 @@ def test_a_folder(dtype, tmp_path):
         assert source.raw(name) is not None
 
 
-@pytest.mark.parametrize(("mode", "bits", "group"), [("affine", 4, 32), ("affine", 3, 64), ("affine", 8, 32), ("mxfp4", 4, 32)])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("mode", "bits", "group", "dtype"),
+    [("affine", 4, 32, "float16"), ("affine", 3, 64, "bfloat16"), ("mxfp4", 4, 32, "bfloat16")],
+)
 def test_a_packed_base_and_an_adapter_over_it(mode, bits, group, dtype, make_adapter, tmp_path):
     """Against mlx-lm's own way of merging, in float32."""
     tiny = make_tiny("qwen3_moe", tmp_path / "tiny", dtype=dtype)
