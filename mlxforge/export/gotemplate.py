@@ -1,8 +1,8 @@
 """A table of turns as a Go template in Ollama's terms.
 
 Ollama gives ``.Messages`` (``.Role``, ``.Content``, ``.Thinking``), where neighbours of one role have been joined by an empty
-line, ``.System`` (all system messages), ``.Think`` and ``.IsThinkSet``. The beginning token is the tokenizer's to add. A last
-message of the assistant is to be gone on with, so it is not ended.
+line, ``.System`` (all system messages), ``.Think`` and ``.IsThinkSet``. It adds the beginning token itself where the GGUF file
+asks for that. A last message of the assistant is to be gone on with, so it is not ended.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from mlxforge.export.turns import Around, Turns
 BEGIN = "{{ range $i, $_ := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}"
 CONTENT, ROLE, CLOSE = "{{ .Content }}", 'eq .Role "%s"', "{{ end }}"
 SILENT = "and $.IsThinkSet (not $.Think)"
+RAW = "{{ .Prompt }}"  # what is asked goes to the model as it is
 ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
-def go_text(turns: Turns) -> str:
-    """The text for TEMPLATE; it writes what ``turns.render`` writes."""
+def go_text(turns: Turns, begin: str = "") -> str:
+    """The text for TEMPLATE; it writes ``begin`` and what ``turns.render`` writes."""
     opening = literal(turns.opening)
     if turns.silent is not None:
         opening = when(SILENT, literal(turns.silent), opening)
-    first, lead = map(literal, turns.lead)
+    first, lead = (literal(begin + text) for text in turns.lead)
     system, user = _asked(turns)
     same = first == lead
     return "".join(

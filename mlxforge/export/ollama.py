@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from mlxforge.core.errors import ConfigError
@@ -48,6 +49,14 @@ def stops(template: ChatTemplate) -> list[str]:
     named = template.codec.tokenizer
     texts = [named.id_to_token(index) for index in sorted(template.stop)]
     return list(dict.fromkeys([*template.ends.values(), *(text for text in texts if text)]))
+
+
+def adds_bos(file: Path) -> bool:
+    """Whether a GGUF file asks for the beginning token before each text."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(file).fields.get("tokenizer.ggml.add_bos_token")
+    return bool(field and field.contents())
 
 
 def modelfile(

@@ -10,15 +10,22 @@ from pathlib import Path
 
 import pytest
 from chat_makes import MAKES, write_make
+from click.testing import CliRunner
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
-from mlxforge.core.errors import ConfigError
+from mlxforge.cli.main import cli
+from mlxforge.core.errors import ConfigError, ModelError
 from mlxforge.core.rows import Message
 from mlxforge.export.gotemplate import go_text, literal, quoted
-from mlxforge.export.ollama import checked, model_name, modelfile, parameters, stops
+from mlxforge.export.llama import LlamaCpp, available
+from mlxforge.export.ollama import adds_bos, checked, model_name, modelfile, parameters, stops
 from mlxforge.export.turns import BEGUN, FIRST, LATE, NEXT, SAID, SYSTEM, THOUGHT, NoTable, conversations, plain, turns_of
 from mlxforge.models.families import FAMILIES, TEMPLATES
 from mlxforge.models.template import ChatTemplate, load_template
-from mlxforge.models.tiny import special_tokens, write_tokenizer
+from mlxforge.models.tiny import make_tiny, special_tokens, write_tokenizer
+from mlxforge.runs.export_ollama import export_ollama
+from mlxforge.runs.opening import Base
 
 GO = shutil.which("go")
 RENDER = Path(__file__).parent / "ollama_render.go"
@@ -166,6 +173,80 @@ def test_a_modelfile_says_all(templates):
     ends = [f'stop "{one}"' for one in ("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")]
     assert sorted(found["PARAMETER"]) == sorted(["repeat_penalty 1", "temperature 0.6", *ends])
     assert stops(template)[0] == "<|eot_id|>"
+
+
+def with_beginning(folder: Path) -> None:
+    """Makes the tokenizer put its first token before every text, as most real ones do."""
+    named = json.loads((folder / "tokenizer_config.json").read_text())["bos_token"]
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    bos = (named, tokenizer.token_to_id(named))
+    tokenizer.post_processor = TemplateProcessing(single=f"{named} $A", special_tokens=[bos])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+@pytest.mark.skipif(not available(), reason="the extra 'gguf' is not installed")
+@pytest.mark.parametrize(
+    ("family", "begins"), [("llama3", True), ("llama3", False), ("gemma2", True), ("mistral", True), ("qwen3", False)]
+)
+def test_llama_cpp_makes_the_ids_of_training_of_it(family, begins, tmp_path):
+    """Ollama gives the text that Go renders to llama.cpp, with what the file says goes before a text."""
+    folder = make_tiny(family, tmp_path / "model")
+    if begins:
+        with_beginning(folder)
+    result = export_ollama(Base(str(folder)), tmp_path / "out", ["f16"], verify=False)
+    file = Path(result["models"][0]["file"])
+    template = load_template(folder)
+    turns, _ = turns_of(template)
+    assert adds_bos(file) is begins
+    begin = str(template.renderer.variables["bos_token"]) if template.bos is not None and not begins else ""
+    assert read(Path(result["models"][0]["modelfile"]).read_text())["TEMPLATE"] == [go_text(turns, begin)]
+    with LlamaCpp(file) as llama:
+        for messages in conversations()[-4:]:
+            text = begin + turns.render(messages, thinking=False)
+            assert llama.tokenize(text, special=True, bos=True) == template.prompt(messages)
+
+
+def test_a_beginning_that_the_file_does_not_add_is_written(templates):
+    template = templates["llama3"]
+    turns, _ = turns_of(template)
+    assert go_text(turns, "<|begin_of_text|>") == "<|begin_of_text|>" + go_text(turns)
+    own = turns_of(templates["gpt_oss"])[0]
+    assert go_text(own, "<s>").count("<s>") == 2, "before either beginning"
+
+
+def test_the_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = ["export", "ollama", "tiny", "--no-verify", "--quant", "f16", "-o"]
+    done = CliRunner().invoke(cli, [*line, "one two", "--name", "answers", "--system", "Be brief."])
+    assert done.exit_code == 0, done.output
+    assert "ollama create answers -f 'one two/Modelfile'\n      ollama run answers" in done.stdout
+    found = read(Path("one two/Modelfile").read_text())
+    assert found["FROM"] == ["./answers.f16.gguf"]
+    assert found["SYSTEM"] == ["Be brief."]
+    with pytest.raises(ConfigError, match="--force"):
+        CliRunner().invoke(cli, [*line, "one two"], catch_exceptions=False)
+    many = CliRunner().invoke(cli, [*line, "many", "--quant", "q8_0", "--lmstudio", "--json"])
+    models = json.loads(many.stdout)["models"]
+    assert [one["file"] for one in models] == [f"many/mlxforge/tiny/tiny.{quant}.gguf" for quant in ("f16", "q8_0")]
+    assert [one["run"] for one in models] == ["ollama run tiny:f16", "ollama run tiny:q8_0"]
+    for one in models:
+        assert (tmp_path / "many" / read(Path(one["modelfile"]).read_text())["FROM"][0]).is_file()
+
+
+def test_nothing_is_written_where_the_template_cannot_be(tmp_path):
+    folder = make_tiny("qwen3", tmp_path / "model")
+    own = "{% for m in messages %}{{ loop.index }}{{ m.content }}<|im_end|>{% endfor %}"
+    (folder / "chat_template.jinja").write_text(own)
+    with pytest.raises(ModelError, match=r"cannot be written in Go.*--template FILE"):
+        export_ollama(Base(str(folder)), tmp_path / "out", ["f16"], verify=False)
+    assert not (tmp_path / "out").exists()
+    said = []
+    result = export_ollama(Base(str(folder)), tmp_path / "out", ["f16"], verify=False, lmstudio=True, emit=said.append)
+    assert result["models"][0]["modelfile"] is None
+    assert "no Modelfile" in said[0].message
+    go = "{{ range .Messages }}{{ .Content }}{{ end }}"
+    mine = export_ollama(Base(str(folder)), tmp_path / "mine", ["f16"], go=go, verify=False)
+    assert read(Path(mine["models"][0]["modelfile"]).read_text())["TEMPLATE"] == [go]
 
 
 def test_a_system_message_that_would_change_is_refused():
