@@ -6,9 +6,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-Config = Mapping[str, Any]
+from mlxforge.core.errors import ModelError
+
 Keys = dict[str, Any]
 Rule = tuple[str, ...]  # an op of tensors.OPS, then the keys of config.json that give its numbers
+
+
+class Config(dict[str, Any]):
+    """config.json of a language model; a key that is missing is an error that names the file."""
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        super().__init__(values)
+        self.where = where
+
+    def __missing__(self, key: str) -> Any:
+        raise ModelError(f"no '{key}'", where=self.where, fix="add it: the export needs it")
+
 
 LLAMA_ROPE: dict[str, Rule] = {
     "self_attn.q_proj": ("interleaved", "num_attention_heads"),
@@ -140,10 +153,15 @@ def granite_keys(config: Config) -> Keys:
 
 
 def expert_keys(config: Config) -> Keys:
-    count = int(config["num_local_experts"] if "num_local_experts" in config else config["num_experts"])
-    keys = {"expert_count": count, "expert_used_count": int(config["num_experts_per_tok"])}
-    width = config.get("moe_intermediate_size") if config["model_type"].startswith("qwen") else None
-    return keys | ({"expert_feed_forward_length": int(width)} if width else {})
+    return {"expert_count": int(config["num_local_experts"]), "expert_used_count": int(config["num_experts_per_tok"])}
+
+
+def qwen3_moe_keys(config: Config) -> Keys:
+    return {
+        "expert_count": int(config["num_experts"]),
+        "expert_used_count": int(config["num_experts_per_tok"]),
+        "expert_feed_forward_length": int(config["moe_intermediate_size"]),
+    }
 
 
 def olmo3_keys(config: Config) -> Keys:
@@ -216,7 +234,7 @@ EXPORTABLE: dict[str, Architecture] = {
     "mixtral": A("llama", LLAMA_ROPE, defaults={"rope_theta": 1e6}, keys=expert_keys),
     "qwen2": A("qwen2", defaults={"rope_theta": 1e6}),
     "qwen3": A("qwen3"),
-    "qwen3_moe": A("qwen3moe", keys=expert_keys, problem=qwen3_moe),
+    "qwen3_moe": A("qwen3moe", keys=qwen3_moe_keys, problem=qwen3_moe),
     "qwen3_5": A("qwen35", GATED_DELTA, SHIFTED, scalings=("default",), keys=qwen3_5_keys, problem=qwen3_5,
                  defaults={"full_attention_interval": 4, "partial_rotary_factor": 0.25, "rope_theta": 1e5}),
     "gemma": A("gemma", SHIFTED, head="none", scalings=("default",)),

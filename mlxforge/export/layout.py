@@ -71,31 +71,21 @@ def architecture(source: Source) -> Architecture:
     return row
 
 
-def settings(source: Source, row: Architecture) -> dict[str, Any]:
-    """config.json of the language model with the architecture's defaults; a key that is missing is an error when read."""
-    config = {**row.defaults, **{key: value for key, value in text_config(source.config).items() if value is not None}}
-    config["model_type"] = source.config["model_type"]
-    config.setdefault("num_key_value_heads", config.get("num_attention_heads"))
-    return Settings({**config, "head_dim": head_width(source, config, row)}, source)
-
-
-class Settings(dict[str, Any]):
-    """A config.json that names itself when a key is missing."""
-
-    def __init__(self, values: dict[str, Any], source: Source) -> None:
-        super().__init__(values)
-        self.where = str(source.path / "config.json")
-
-    def __missing__(self, key: str) -> Any:
-        raise ModelError(f"no '{key}'", where=self.where, fix="add it; the export needs it")
+def settings(source: Source, row: Architecture) -> Config:
+    """config.json of the language model, with the architecture's defaults."""
+    where = str(source.path / "config.json")
+    given = {key: value for key, value in text_config(source.config).items() if value is not None}
+    config = Config({**row.defaults, **given, "model_type": source.config["model_type"]}, where)
+    config.setdefault("num_key_value_heads", config["num_attention_heads"])
+    config["head_dim"] = head_width(source, config, row)
+    return config
 
 
 def head_width(source: Source, config: Config, row: Architecture) -> int:
     """Width of an attention head, by the keys' tensor; by config.json where q, k and v are stored as one."""
-    heads = config.get("num_key_value_heads") or 1
     rows = [entry.shape[0] for name, entry in source.entries.items() if name.endswith("self_attn.k_proj.weight")]
-    whole = config.get("hidden_size", 0) // (config.get("num_attention_heads") or 1)
-    width = rows[0] // heads if rows else whole
+    whole = int(config["hidden_size"]) // int(config["num_attention_heads"])
+    width = rows[0] // int(config["num_key_value_heads"]) if rows else whole
     if row.square and width != whole:
         what = f"heads {width} wide, where llama.cpp's {row.name} takes hidden_size / num_attention_heads = {whole} only"
         raise ModelError(what, where=str(source.path), fix="use 'mlxforge export mlx'")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from mlxforge.core.errors import ModelError
 from mlxforge.export.architectures import Architecture, Config
 
 
-def rope(row: Architecture, config: Config) -> dict[str, Any]:
+def rope(row: Architecture, config: Config) -> Config:
     """The rope's parameters: rope_type, rope_theta and what the type needs.
 
     Raises:
@@ -21,9 +22,13 @@ def rope(row: Architecture, config: Config) -> dict[str, Any]:
     kind = "default" if kind == "mrope" else kind
     if kind not in row.scalings:
         what = f"llama.cpp's {row.name} has no rope scaling of type '{kind}' (it has {', '.join(row.scalings)})"
-        raise ModelError(what, where="config.json", fix="use 'mlxforge export mlx'")
+        raise ModelError(what, where=config.where, fix="use 'mlxforge export mlx'")
+    if kind == "yarn" and (found.get("beta_fast") or 32, found.get("beta_slow") or 1) != (32, 1):
+        # It reads other values from the file and computes with these (measured in b11549).
+        what = "llama.cpp takes YaRN with beta_fast 32 and beta_slow 1 only"
+        raise ModelError(what, where=config.where, fix="use 'mlxforge export mlx'")
     theta = found.get("rope_theta") or config.get("rope_theta") or 10000.0
-    return {**found, "rope_type": kind, "rope_theta": float(theta)}
+    return Config({**found, "rope_type": kind, "rope_theta": float(theta)}, f"{config.where}: rope_scaling")
 
 
 def width(config: Config) -> int:
@@ -39,20 +44,18 @@ def rope_keys(row: Architecture, config: Config) -> dict[str, Any]:
     return keys | SCALINGS[found["rope_type"]](found, config)
 
 
-def linear(found: dict[str, Any], _: Config) -> dict[str, Any]:
+def linear(found: Config, _: Config) -> dict[str, Any]:
     """Positions are divided by the factor."""
     return {"rope.scaling.type": "linear", "rope.scaling.factor": float(found["factor"])}
 
 
-def yarn(found: dict[str, Any], _: Config) -> dict[str, Any]:
+def yarn(found: Config, _: Config) -> dict[str, Any]:
     """YaRN (arXiv 2309.00071). llama.cpp multiplies its own 1 + 0.1 ln(factor) by ``attn_factor``."""
     factor = float(found["factor"])
     keys = {
         "rope.scaling.type": "yarn",
         "rope.scaling.factor": factor,
         "rope.scaling.original_context_length": int(found.get("original_max_position_embeddings") or 4096),
-        "rope.scaling.yarn_beta_fast": float(found.get("beta_fast") or 32.0),
-        "rope.scaling.yarn_beta_slow": float(found.get("beta_slow") or 1.0),
     }
     wanted, own = magnitude(found, factor), scale(factor, 1.0)
     return keys if wanted == own else keys | {"rope.scaling.attn_factor": wanted / own}
@@ -63,12 +66,12 @@ def scale(factor: float, weight: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
 
-def magnitude(found: dict[str, Any], factor: float) -> float:
+def magnitude(found: Config, factor: float) -> float:
     """What queries and keys are multiplied by, as mlx-lm has it."""
     return scale(factor, found.get("mscale", 1)) / scale(factor, found.get("mscale_all_dim", 0))
 
 
-def longrope(found: dict[str, Any], config: Config) -> dict[str, Any]:
+def longrope(found: Config, config: Config) -> dict[str, Any]:
     """Phi-3's factors are tensors; the scale of queries and keys is a key."""
     original = original_length(found, config)
     growth = config["max_position_embeddings"] / original
@@ -79,18 +82,18 @@ def longrope(found: dict[str, Any], config: Config) -> dict[str, Any]:
     }
 
 
-def original_length(found: dict[str, Any], config: Config) -> int:
+def original_length(found: Config, config: Config) -> int:
     """The context before it was stretched."""
     return int(found.get("original_max_position_embeddings") or config.get("original_max_position_embeddings") or 4096)
 
 
-def alpha(found: dict[str, Any], config: Config) -> dict[str, Any]:
+def alpha(found: Config, config: Config) -> dict[str, Any]:
     """Hunyuan's 'dynamic' rope is a larger base, whatever the length."""
     wide = config["head_dim"]
     return {"rope.freq_base": found["rope_theta"] * float(found["alpha"]) ** (wide / (wide - 2))}
 
 
-SCALINGS: dict[str, Any] = {
+SCALINGS: dict[str, Callable[[Config, Config], dict[str, Any]]] = {
     "default": lambda *_: {},
     "llama3": lambda *_: {},
     "linear": linear,
@@ -112,15 +115,15 @@ def rope_tensors(row: Architecture, config: Config) -> list[tuple[str, tuple[flo
     return []
 
 
-def factors(found: dict[str, Any], key: str, wide: int) -> tuple[float, ...]:
+def factors(found: Config, key: str, wide: int) -> tuple[float, ...]:
     """A list of factors, one for every rotated pair."""
     values = found.get(key) or []
     if len(values) != wide // 2:
-        raise ModelError(f"rope_scaling.{key} has {len(values)} numbers", where="config.json", fix=f"it needs {wide // 2}")
+        raise ModelError(f"{key} has {len(values)} numbers", where=found.where, fix=f"it needs {wide // 2}")
     return tuple(float(value) for value in values)
 
 
-def llama3_factors(found: dict[str, Any], wide: int) -> tuple[float, ...]:
+def llama3_factors(found: Config, wide: int) -> tuple[float, ...]:
     """What each frequency is divided by: nothing where its wave is short, the factor where it is long, a blend between."""
     length, factor = float(found.get("original_max_position_embeddings", 8192)), float(found["factor"])
     low, high = float(found.get("low_freq_factor", 1)), float(found.get("high_freq_factor", 4))
