@@ -6,6 +6,7 @@ The gguf package's writer packs value by value, which takes half a second for th
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,8 +43,8 @@ def header(keys: Sequence[Key], tensors: Sequence[tuple[str, tuple[int, ...], st
         ValueError: a key or a tensor is there twice, or a value is not of its type.
     """
     for names in ([row[0] for row in keys], [tensor[0] for tensor in tensors]):
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"{sorted(twice)[0]} is there twice")
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise ValueError(f"{twice[0]} is there twice")
     parts = [b"GGUF", struct.pack("<IQQ", VERSION, len(tensors), len(keys))]
     for key, value, kind, *item in keys:
         parts += [text(key), value_bytes(key, value, value_type(kind), value_type(item[0]) if item else None)]
