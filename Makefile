@@ -6,6 +6,7 @@ FORGE   := $(VENV)/bin/mlxforge
 MODEL   ?=
 DATA    ?=
 VALID   ?=
+RUN     ?=
 ARGS    ?=
 # The shipped model takes its own preset, another one the defaults. Own data brings its own validation set, or a split.
 CPT_PRESET := $(if $(MODEL),--model "$(MODEL)",-c configs/handbook-cpt.yaml)
@@ -15,14 +16,18 @@ CPT_DATA   := $(if $(DATA),--data "$(DATA)" $(if $(VALID),--valid "$(VALID)",--s
 SFT_PRESET = -c configs/$(if $(DATA),$(if $(BASE),sft-after-cpt,sft-standard),handbook-sft).yaml
 SFT_DATA   := $(if $(DATA),--data "$(DATA)") $(if $(VALID),--valid "$(VALID)")
 
+# Tests of one file stay together, since they share trained runs. More workers than these would wait for one GPU.
+WORKERS = -n auto --maxprocesses 4 --dist loadfile
+
 DPO_PRESET = -c configs/$(if $(DATA),dpo-standard,handbook-dpo).yaml
 
-.PHONY: help cpt sft dpo test test-all check format docs clean
+.PHONY: help cpt sft dpo export test test-all check format docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make cpt|sft|dpo MODEL=<hub id or folder> DATA=<file or folder> [VALID=...]   the same with your own"
+	@echo "  make export RUN=<name>                                                        another run than the last"
 
 $(VENV)/.installed: pyproject.toml scripts/setup.sh
 	@sh scripts/setup.sh "$(VENV)" ""
@@ -30,6 +35,11 @@ $(VENV)/.installed: pyproject.toml scripts/setup.sh
 
 $(VENV)/.installed-dev: pyproject.toml scripts/setup.sh
 	@sh scripts/setup.sh "$(VENV)" "[dev]"
+	@touch $(VENV)/.installed $(VENV)/.installed-gguf $@
+
+# llama.cpp itself, which quantizes and verifies.
+$(VENV)/.installed-gguf: pyproject.toml scripts/setup.sh
+	@sh scripts/setup.sh "$(VENV)" "[gguf]"
 	@touch $(VENV)/.installed $@
 
 cpt: $(VENV)/.installed ## Continue pre-training: the shipped model learns the sample handbook
@@ -43,11 +53,18 @@ dpo: BASE = $(if $(MODEL),,$(shell $(FORGE) runs last --objective sft 2>/dev/nul
 dpo: $(VENV)/.installed ## Learn from pairs which answer is better: the last sft run on the sample pairs
 	@$(FORGE) dpo $(DPO_PRESET) $(if $(MODEL),--model "$(MODEL)",$(if $(BASE),--model "run:$(BASE)")) $(SFT_DATA) $(ARGS)
 
+export: NAME = $(if $(RUN),$(RUN),$(shell $(FORGE) runs last 2>/dev/null))
+export: $(VENV)/.installed ## Hand over the last run: fused, as GGUF (f16 and q4_k_m, verified) and for Ollama, in exports/
+	@test -n "$(NAME)" || { echo "error: there is no finished run to export: make sft, make cpt or make dpo first" >&2; exit 2; }
+	@$(MAKE) -s --no-print-directory $(VENV)/.installed-gguf
+	@$(FORGE) fuse "$(NAME)" -o "exports/$(NAME)/model" --force
+	@$(FORGE) export ollama "$(NAME)" -o "exports/$(NAME)" --quant f16 --quant q4_k_m --force $(ARGS)
+
 test: $(VENV)/.installed-dev ## Run the tests (a few minutes)
-	@$(PYTHON) -m pytest $(ARGS)
+	@$(PYTHON) -m pytest $(WORKERS) $(ARGS)
 
 test-all: $(VENV)/.installed-dev ## Run the slow tests too
-	@$(PYTHON) -m pytest -m "" $(ARGS)
+	@$(PYTHON) -m pytest -m "" $(WORKERS) $(ARGS)
 
 check: $(VENV)/.installed-dev ## Format, lint, types, layers, docs
 	@$(VENV)/bin/ruff format --check .

@@ -60,6 +60,6 @@ def test_generated_pages_are_fresh():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("target", ["cpt", "sft", "dpo", "test", "test-all", "check", "format", "docs", "clean"])
+@pytest.mark.parametrize("target", ["cpt", "sft", "dpo", "export", "test", "test-all", "check", "format", "docs", "clean"])
 def test_make_help_lists_the_targets(target):
     assert f"make {target} " in call(["make", "help"], ROOT).stdout

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import click
 
+from mlxforge.cli.export_gguf import DEFAULT, QUANTS, show
 from mlxforge.cli.shaping import JSON, show_json, show_next
 
 
@@ -22,7 +24,13 @@ from mlxforge.cli.shaping import JSON, show_json, show_next
     help="Folder of an adapter; several are merged in order.",
 )
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.")
-@click.option("--quant", "quants", multiple=True, metavar="TYPE", help="As of export gguf, several times for several; q4_k_m.")
+@click.option(
+    "--quant",
+    "quants",
+    multiple=True,
+    type=click.Choice(QUANTS, case_sensitive=False),
+    help=f"Kind of numbers; several make several files. {DEFAULT} unless said.",
+)
 @click.option("--name", metavar="NAME", help="The model's name in Ollama; the run's unless given.")
 @click.option("--system", default="", metavar="TEXT", help="A system message for every conversation.")
 @click.option(
@@ -63,33 +71,28 @@ def ollama(
     from mlxforge.export.ollama import LM_STUDIO
     from mlxforge.runs.export_ollama import export_ollama
     from mlxforge.runs.opening import subject
+    from mlxforge.runs.verify import NotVerified
     from mlxforge.ui.bars import bars
 
     # A polite kill leaves nothing half-written either.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     base = subject(run, model, adapters, runs_dir)
     go = template.read_text(encoding="utf-8") if template else None
-    with bars() as emit:
-        result = export_ollama(
-            base,
-            output,
-            quants or ("q4_k_m",),
-            name=name,
-            system=system,
-            go=go,
-            lmstudio=lmstudio,
-            verify=verify,
-            force=force,
-            emit=emit,
-        )
+    options: dict[str, Any] = {"name": name, "system": system, "go": go, "lmstudio": lmstudio}
+    try:
+        with bars() as emit:
+            found = export_ollama(base, output, quants or (DEFAULT,), verify=verify, force=force, emit=emit, **options)
+    except NotVerified as error:
+        show(error.result, as_json)
+        raise
     if as_json:
-        show_json(result)
+        show_json(found)
         return
-    for one, written in zip(result["models"], result["gguf"]["files"], strict=True):
+    for one, written in zip(found["models"], found["gguf"]["files"], strict=True):
         beside = f" and {one['modelfile']}" if one["modelfile"] else ""
         proof = f", verified: {written['report']}" if written["passed"] else ""
         click.echo(f"wrote {one['file']}{beside}{proof}")
     if lmstudio:
-        publisher = Path(result["models"][0]["file"]).parent.parent
+        publisher = Path(found["models"][0]["file"]).parent.parent
         click.echo(f"LM Studio looks for models in {LM_STUDIO}: copy the folder {publisher} there")
-    show_next([command for one in result["models"] if one["modelfile"] for command in (one["create"], one["run"])])
+    show_next([command for one in found["models"] if one["modelfile"] for command in (one["create"], one["run"])])

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -262,3 +263,44 @@ def test_names():
     for bad in ("", "../x", "a b", "a:b"):
         with pytest.raises(ConfigError, match="--name"):
             model_name(bad, "x")
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """What `make export` needs of a checkout, with this environment as its own."""
+    root = Path(__file__).resolve().parents[2]
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copyfile(root / name, tmp_path / name)
+    (tmp_path / "scripts").mkdir()
+    shutil.copyfile(root / "scripts" / "setup.sh", tmp_path / "scripts" / "setup.sh")
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv" / "bin").symlink_to(Path(sys.executable).parent)
+    for mark in (".installed", ".installed-gguf"):
+        (tmp_path / "venv" / mark).touch()
+    return tmp_path
+
+
+def make(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", "VENV=venv", *words], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_make_export_without_a_run_says_what_to_do_first(clone):
+    done = make("export", folder=clone)
+    assert done.returncode == 2
+    assert "make sft" in done.stderr
+    assert not (clone / "exports").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not available(), reason="the extra 'gguf' is not installed")
+def test_make_export_hands_over_the_last_run(clone):
+    forge = Path(sys.executable).parent / "mlxforge"
+    root = Path(__file__).resolve().parents[2]
+    line = ["sft", "-c", str(root / "configs" / "handbook-sft.yaml"), "--steps", "2", "--name", "mini", "--plain"]
+    subprocess.run([forge, *line], cwd=clone, check=True, capture_output=True)
+    done = make("export", folder=clone)
+    assert done.returncode == 0, done.stderr
+    made = {path.name for path in (clone / "exports" / "mini").iterdir()}
+    files = {f"mini.{quant}.{end}" for quant in ("f16", "q4_k_m") for end in ("gguf", "report.json")}
+    assert made == {*files, "model", "Modelfile.f16", "Modelfile.q4_k_m"}
+    assert "ollama create mini:q4_k_m" in done.stdout
