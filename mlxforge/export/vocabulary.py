@@ -372,6 +372,7 @@ class Tokens:
         named = {what: [token["content"] for token in self.added if token.get(flag)] for flag, what in FLAGS.items()}
         named["these names in a text become tokens"] = self._spelled
         named["these names in a text become tokens even where special ones may not"] = self._always
+        named["a text that holds ▁ itself may become other tokens, for the sake of these"] = self._of_spaces
         named["these tokens are found without a space before them too"] = self._behind_space
         return [
             f"{what}: {', '.join(map(repr, names[:3]))}{', …' * (len(names) > 3)}" for what, names in named.items() if names
@@ -383,9 +384,16 @@ class Tokens:
         prepends = any(step.startswith("prepend") for step in steps(self.plan["normalizer"]))
         return [token["content"] for token in self.added if token["normalized"] and prepends]
 
+    @property
+    def _of_spaces(self) -> list[str]:
+        """Added tokens of spaces, which the tokenizer finds in a text of ``▁`` too."""
+        names = (token["content"] for token in self.added if self._as_written(token) != token["content"])
+        return list(names) if self.model.get("byte_fallback") else []
+
     def _uncertain(self) -> re.Pattern[str]:
         """Finds texts in which ``_added_limits`` come to bear."""
         forms = [re.escape(name) for name in (*self._spelled, *self._behind_space)]
+        forms += ["▁"] if self._of_spaces else []
         for token in self.added:
             name = re.escape(token["content"])
             forms += [form.format(name) for flag, form in BESIDE.items() if token.get(flag)]
