@@ -43,7 +43,7 @@ class Reading:
     """What was met while reading: input bytes so far (of ``total``), and every problem, the first 20 in words.
 
     With ``skip_bad`` a bad row is counted in ``skipped`` and is no error; what is ``fatal``, such as a file that cannot be
-    read, stays one.
+    read, stays one and is told first.
     ``left`` counts, by reason, what a format or a conversion leaves out of good rows.
     """
 
@@ -71,8 +71,10 @@ class Reading:
             self.skipped += 1
         else:
             self.bad += 1
-        if len(self.problems) < SHOWN:
-            self.problems.append(Problem(what, where, fix))
+        # Rows that are skipped stand behind what is fatal, which would not be seen after the 20th of them.
+        first = fatal and self.skip_bad
+        self.problems.insert(self.fatal - 1 if first else len(self.problems), Problem(what, where, fix))
+        del self.problems[SHOWN:]
 
     def leave(self, what: str) -> None:
         """Counts one good row, or part of one, that is left out."""

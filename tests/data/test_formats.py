@@ -375,3 +375,22 @@ def test_a_missing_key_is_named():
         Detector()({"instruction": "x"})
     assert "'output' (" in told.value.fix
     assert "'response' (dolly)" in told.value.fix
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "said"),
+    [
+        ("commands", {"instruction": "Light", "context": "in the hall", "output": '{"on": true}'}, "in the hall"),
+        ("commands", {"instruction": "Light", "context": 5, "output": "{}"}, "'context' is a number, not text"),
+        ("commands", {"instruction": "Light", "input": "hall", "output": "{}"}, "'input' is no key of commands"),
+        ("oasst-tree", {"prompt": "Hello"}, "'prompt' is not the root message of a tree"),
+    ],
+)
+def test_a_format_that_was_asked_for_is_read_or_says_why_not(name: str, row: dict[str, Any], said: str) -> None:
+    """No guess at the values is made where none is needed."""
+    chosen = Detector(name)(row)
+    try:
+        text = str(chosen.read(row))
+    except BadRow as bad:
+        text = bad.reason
+    assert said in text

@@ -207,6 +207,18 @@ def test_a_map_to_what_a_text_row_does_not_have(here: Path) -> None:
     assert problem("a.jsonl", mapping={"txt": "a"}) == "map: a text row has no 'txt' (did you mean 'text'?)"
 
 
+def test_what_is_fatal_is_told_before_rows_that_are_skipped() -> None:
+    reading = Reading(skip_bad=True)
+    for number in range(30):
+        reading.problem("bad", f"a.jsonl:{number}")
+    for name in ("b.txt", "c.txt"):
+        reading.problem("cannot read", name, fatal=True)
+    with pytest.raises(DataError) as caught:
+        reading.check()
+    assert str(caught.value).splitlines()[:3] == ["b.txt: cannot read", "c.txt: cannot read", "a.jsonl:0: bad"]
+    assert str(caught.value).splitlines()[20:] == ["32 problems in all, the first 20 are shown"]
+
+
 def test_the_first_twenty_bad_rows_are_shown_and_all_counted(here: Path) -> None:
     Path("a.jsonl").write_text('{"text": "good"}\n' + "{\n" * 30)
     Path("b.txt").write_bytes(b"\xff")

@@ -163,14 +163,17 @@ def is_command(values: Values) -> bool:
 def read_command(values: Values) -> Chat:
     """``instruction``, ``context`` (an object or null, goes behind the instruction as JSON), ``output`` (a command in JSON)."""
     context, output = values.get("context"), values["output"]
+    if values.get("input"):
+        raise BadRow("'input' is no key of commands", "name it context, or read the rows with --format alpaca")
     if isinstance(context, dict):
         context = msgspec.json.encode(context).decode()
+    context = text_at({"context": context}, "context")
     if isinstance(output, (dict, list)):
         output = msgspec.json.encode(output).decode()
     text = text_at({"output": output}, "output", required=True)
     if not isinstance(from_json(text), (dict, list)):
         raise BadRow("'output' is no JSON object", "write the command as JSON, or read the rows with --format alpaca")
-    return chat((asked(text_at(values, "instruction", required=True), context or ""), Message("assistant", text)))
+    return chat((asked(text_at(values, "instruction", required=True), context), Message("assistant", text)))
 
 
 def write_command(row: Chat) -> Values:

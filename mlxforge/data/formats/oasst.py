@@ -17,6 +17,13 @@ def is_tree(values: Values) -> bool:
     return isinstance(values["prompt"], dict) and "text" in values["prompt"]
 
 
+def _root(values: Values) -> Values:
+    if not is_tree(values):
+        raise BadRow("'prompt' is not the root message of a tree", "leave --format out to see what fits")
+    root: Values = values["prompt"]
+    return root
+
+
 def read_message(values: Values) -> list[AnyRow]:
     """Looks whether a flat row is a message; it becomes a row only together with the others of its tree."""
     text_at(values, "text", required=True)
@@ -93,7 +100,7 @@ def _turns(path: tuple[Values, ...] | list[Values]) -> tuple[Message, ...]:
 
 def read_chat(values: Values) -> Chat:
     """The path of the best-ranked replies, up to the last answer on it."""
-    node: Values | None = values["prompt"]
+    node: Values | None = _root(values)
     path: list[Values] = []
     while node is not None:
         path.append(node)
@@ -106,7 +113,7 @@ def read_chat(values: Values) -> Chat:
 def read_pairs(values: Values) -> list[AnyRow]:
     """At every question with ranked answers: the best against each of the others."""
     found: list[AnyRow] = []
-    for node, path in _nodes(values["prompt"]):
+    for node, path in _nodes(_root(values)):
         ranked = sorted((reply for reply in _replies(node) if not math.isinf(_rank(reply))), key=_rank)
         ranked = [reply for reply in ranked if ROLES.get(reply.get("role", "")) == "assistant"]
         for worse in ranked[1:]:

@@ -228,7 +228,8 @@ class Detector:
             candidates = [row for row in self.formats if all(key in keys for key in row.needs)]
             self._candidates[keys] = candidates
         for row in candidates:
-            if row.fits is None or row.fits(values):
+            # A format that was asked for is no guess: its own reading says what is wrong.
+            if len(self.formats) == 1 or row.fits is None or row.fits(values):
                 return row
         raise self._misfit(values, keys)
 
@@ -246,10 +247,8 @@ class Detector:
                 return BadRow(f"'{null}' is null", "fill it in or remove the row")
         if len(self.formats) == 1:
             row = self.formats[0]
-            lacking = [key for key in row.needs if key not in keys]
-            if not lacking:
-                return BadRow(f"'{row.needs[0]}' is not what {row.name} rows hold", "leave --format out to see what fits")
-            return BadRow(f"no '{lacking[0]}' (keys: {shown})", self._advice(values, keys))
+            lacking = next(key for key in row.needs if key not in keys)
+            return BadRow(f"no '{lacking}' (keys: {shown})", self._advice(values, keys))
         return BadRow(f"no format has these keys: {shown}", self._advice(values, keys))
 
     def _advice(self, values: Values, keys: tuple[str, ...]) -> str:
