@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import click
 
 from mlxforge.cli.lazy import Commands, Table
@@ -21,3 +23,5 @@ COMMANDS: Table = {
 @click.group(cls=Commands, table=COMMANDS)
 def data() -> None:
     """Check, preview, convert, split, mix and clean training data."""
+    # Ended by SIGTERM as by Ctrl-C: a file that is half written goes.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)

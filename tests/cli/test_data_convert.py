@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +156,18 @@ def test_trees_become_judged_answers_by_their_ranks(convert: Any) -> None:
     tree = {"prompt": {"role": "prompter", "text": "q", "replies": replies}}
     _, _, _, written = convert([tree], "kto")
     assert [(row["completion"][0]["content"], row["label"]) for row in written] == [("best", True), ("worse", False)]
+
+
+def test_sigterm_leaves_nothing_half_written(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"prompt": "Who keeps the mill?", "completion": "Pim."}\n' * 400_000)
+    words = [sys.executable, "-m", "mlxforge", "data", "convert", "in.jsonl", "--to", "messages", "-o", "out.jsonl"]
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    until = time.time() + 60
+    while not list(tmp_path.glob(".out.jsonl.*")):
+        assert process.poll() is None
+        assert time.time() < until
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
