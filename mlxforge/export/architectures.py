@@ -89,6 +89,12 @@ def windows(config: Config, period: int) -> list[bool]:
     return [kind == "sliding_attention" for kind in types] if types else [(i + 1) % period != 0 for i in layers(config)]
 
 
+def rotated(config: Config) -> int:
+    """How many numbers of a head the rope turns."""
+    part = (config.get("rope_parameters") or {}).get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    return int(config["head_dim"] * part)
+
+
 def full_attention(config: Config) -> str:
     """The llama architecture has no sliding layers."""
     return "layers of sliding attention" if "sliding_attention" in (config.get("layer_types") or []) else ""
@@ -190,14 +196,22 @@ def qwen3_5(config: Config) -> str:
     """llama.cpp has one width for keys and values of linear attention, and full attention at an even interval."""
     if config["linear_key_head_dim"] != config["linear_value_head_dim"]:
         return "linear_key_head_dim other than linear_value_head_dim"
+    if sum(sections(config)) != rotated(config) // 2:
+        return f"mrope_section that does not add up to {rotated(config) // 2}"
     interval = int(config["full_attention_interval"])
     wanted = ["linear_attention" if (i + 1) % interval else "full_attention" for i in layers(config)]
     return "" if list(config.get("layer_types") or wanted) == wanted else "layer_types other than full_attention_interval says"
 
 
+def sections(config: Config) -> list[int]:
+    """Pairs of the rope that time, height and width turn: of text, all turn alike."""
+    pairs = rotated(config) // 2
+    given = (config.get("rope_parameters") or {}).get("mrope_section")
+    return [int(size) for size in given] if given else [(pairs + 2) // 3, (pairs + 1) // 3, pairs // 3]
+
+
 def qwen3_5_keys(config: Config) -> Keys:
     heads, width = int(config["linear_num_value_heads"]), int(config["linear_value_head_dim"])
-    sections = (config.get("rope_parameters") or {}).get("mrope_section") or [11, 11, 10]
     return {
         "ssm.conv_kernel": int(config["linear_conv_kernel_dim"]),
         "ssm.state_size": int(config["linear_key_head_dim"]),
@@ -205,7 +219,7 @@ def qwen3_5_keys(config: Config) -> Keys:
         "ssm.time_step_rank": heads,
         "ssm.inner_size": heads * width,
         "full_attention_interval": int(config["full_attention_interval"]),
-        "rope.dimension_sections": [*map(int, sections), *[0] * (4 - len(sections))],
+        "rope.dimension_sections": [*sections(config), 0],
     }
 
 

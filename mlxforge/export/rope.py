@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mlxforge.core.errors import ModelError
-from mlxforge.export.architectures import Architecture, Config
+from mlxforge.export.architectures import Architecture, Config, rotated
 
 
 def rope(row: Architecture, config: Config) -> Config:
@@ -31,16 +31,10 @@ def rope(row: Architecture, config: Config) -> Config:
     return Config({**found, "rope_type": kind, "rope_theta": float(theta)}, f"{config.where}: rope_scaling")
 
 
-def width(config: Config) -> int:
-    """How many numbers of a head are rotated."""
-    part = config.get("partial_rotary_factor") or (config.get("rope_parameters") or {}).get("partial_rotary_factor") or 1.0
-    return int(config["head_dim"] * part)
-
-
 def rope_keys(row: Architecture, config: Config) -> dict[str, Any]:
     """The rope's hyperparameters."""
     found = rope(row, config)
-    keys: dict[str, Any] = {"rope.dimension_count": width(config), "rope.freq_base": found["rope_theta"]}
+    keys: dict[str, Any] = {"rope.dimension_count": rotated(config), "rope.freq_base": found["rope_theta"]}
     return keys | SCALINGS[found["rope_type"]](found, config)
 
 
@@ -108,10 +102,10 @@ def rope_tensors(row: Architecture, config: Config) -> list[tuple[str, tuple[flo
     """(name, values) of the rope's factors that a file holds as tensors."""
     found = rope(row, config)
     if found["rope_type"] == "llama3":
-        return [("rope_freqs.weight", llama3_factors(found, width(config)))]
+        return [("rope_freqs.weight", llama3_factors(found, rotated(config)))]
     if found["rope_type"] in ("longrope", "su"):
         names = {"rope_factors_long.weight": "long_factor", "rope_factors_short.weight": "short_factor"}
-        return [(name, factors(found, key, width(config))) for name, key in names.items()]
+        return [(name, factors(found, key, rotated(config))) for name, key in names.items()]
     return []
 
 
