@@ -11,6 +11,7 @@ COMMANDS: Table = {
     "ollama": ("mlxforge.cli.export_ollama", "GGUF and a Modelfile for Ollama, folders for LM Studio."),
     "peft": ("mlxforge.cli.export_peft", "An adapter as PEFT reads it."),
     "mlx": ("mlxforge.cli.export_mlx", "A quantized folder for MLX."),
+    "hub": ("mlxforge.cli.export_hub", "A repository on the Hugging Face hub, with a model card."),
 }
 
 

@@ -74,7 +74,9 @@ class LlamaCpp:
         self._log = tempfile.TemporaryFile()
         command = [sys.executable, "-m", "mlxforge.export.llama"]
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._log, start_new_session=True)
+        # Where it aborts, llama.cpp would start a debugger on itself, for seconds and pages.
+        options: dict[str, Any] = {"env": {**os.environ, "GGML_NO_BACKTRACE": "1"}, "start_new_session": True}
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._log, **options)
         try:
             self._process.stdin.write(json.dumps(self._settings).encode() + b"\n")  # type: ignore[union-attr]
             self._process.stdin.flush()  # type: ignore[union-attr]
