@@ -142,7 +142,7 @@ def layout(source: Source) -> list[Placed]:
         what = f"no place in a {row.name} GGUF for {', '.join(lost[:3])}{more}"
         raise ModelError(what, where=str(source.path), fix="nothing is left out silently: use 'mlxforge export mlx'")
     placed += extras(row, config, placed)
-    check_complete(source, config, placed)
+    check_complete(source, row, config, placed)
     return sorted(placed, key=lambda tensor: position(row, tensor.name))
 
 
@@ -156,7 +156,7 @@ def grouped(source: Source) -> dict[str, list[str]]:
         common, place = canonical(name)
         members = groups.setdefault(common, {})
         if (place or 0) in members:
-            raise ModelError(f"{members[place or 0]} and {name} are the same tensor", where=str(source.path))
+            raise ModelError(f"{members[place or 0]} and {name} are the same tensor", where=str(source.path), fix="remove one")
         members[place or 0] = name
     for common, members in groups.items():
         if sorted(members) != list(range(len(members))):
@@ -205,7 +205,7 @@ def made(source: Source, config: Config, name: str, kind: MODEL_TENSOR, members:
     op, *options = chosen
     shape = stored[0]
     if len(set(stored)) > 1:
-        raise ModelError(f"the tensors of {name} have several shapes", where=str(source.path))
+        raise ModelError(f"the tensors of {name} have several shapes", where=str(source.path), fix="download the model again")
     if OPS[op].half is not None:
         shape = (shape[0], shape[1] // 2, *shape[2:])
     if kind in (MODEL_TENSOR.SSM_CONV1D, MODEL_TENSOR.SHORTCONV_CONV):
@@ -225,25 +225,36 @@ def extras(row: Architecture, config: Config, placed: list[Placed]) -> list[Plac
     return found
 
 
-def check_complete(source: Source, config: Config, placed: list[Placed]) -> None:
-    """Refuses a model without embedding, without a head that is not tied, or with another number of layers or experts."""
-    names = [tensor.name for tensor in placed]
-    found = {int(name.split(".")[1]) for name in names if name.startswith("blk.")}
-    row = EXPORTABLE[config["model_type"]]
-    where = str(source.path)
-    missing = [name for name in ("token_embd.weight",) if name not in names]
+def check_complete(source: Source, row: Architecture, config: Config, placed: list[Placed]) -> None:
+    """Refuses a model without embedding, without a head that is not tied, or that lacks a layer, a part of one, or experts."""
+    damaged = {"where": str(source.path), "fix": "download the model again"}
+    names = {tensor.name for tensor in placed}
+    missing = [] if "token_embd.weight" in names else ["model.embed_tokens.weight"]
     if row.head != "stored" and own_head(row, config) and "output.weight" not in names:
         missing.append("lm_head.weight")
-    missing += [f"layer {i}" for i in range(int(config["num_hidden_layers"])) if i not in found]
+    missing += incomplete(names, int(config["num_hidden_layers"]))
     if missing:
-        raise ModelError(f"{missing[0]} is missing", where=where, fix="download the model again")
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ModelError(f"{repeated[0]} would be written twice", where=where)
-    wanted = {key: value for key, value in row.keys(config).items() if key == "expert_count"}
+        raise ModelError(f"{missing[0]} is missing", **damaged)
+    if len(names) < len(placed):
+        twice = next(tensor.name for i, tensor in enumerate(placed) if tensor.name in {one.name for one in placed[:i]})
+        raise ModelError(f"two tensors would be {twice}", **damaged)
     for tensor in placed:
-        if "_exps." in tensor.name and tensor.shape[0] != wanted["expert_count"]:
-            what = f"{tensor.name} has {tensor.shape[0]} experts, config.json {wanted['expert_count']}"
-            raise ModelError(what, where=where)
+        if "_exps." in tensor.name and tensor.shape[0] != (count := row.keys(config)["expert_count"]):
+            raise ModelError(f"{tensor.name} has {tensor.shape[0]} experts, config.json {count}", **damaged)
+
+
+def incomplete(names: set[str], count: int) -> list[str]:
+    """Layers that are missing, and tensors that other layers of the same kind have."""
+    parts: dict[int, set[str]] = {i: set() for i in range(count)}
+    for name in names:
+        if name.startswith("blk."):
+            parts.setdefault(int(name.split(".")[1]), set()).add(name.split(".", 2)[2])
+    kinds = [{part for part in own if part.startswith(("ssm_", "shortconv."))} != set() for own in parts.values()]
+    missing = [f"layer {i}" for i, own in parts.items() if not own]
+    for (i, own), kind in zip(parts.items(), kinds, strict=True):
+        wanted = set().union(*(other for other, same in zip(parts.values(), kinds, strict=True) if same == kind))
+        missing += [f"blk.{i}.{part}, which other layers have," for part in sorted(wanted - own)]
+    return missing
 
 
 def position(row: Architecture, name: str) -> tuple[int, int, str]:
