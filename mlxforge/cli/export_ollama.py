@@ -35,7 +35,7 @@ from mlxforge.cli.shaping import JSON, show_json, show_next
 @click.option("--system", default="", metavar="TEXT", help="A system message for every conversation.")
 @click.option(
     "--template",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     metavar="FILE",
     help="A Go template to use instead of the one made of the model's.",
 )
@@ -69,6 +69,7 @@ def ollama(
     after both have rendered the same conversations the same. What cannot be written so is refused.
     """
     from mlxforge.export.ollama import LM_STUDIO
+    from mlxforge.models.detect import read_template
     from mlxforge.runs.export_ollama import export_ollama
     from mlxforge.runs.opening import subject
     from mlxforge.runs.verify import NotVerified
@@ -77,7 +78,7 @@ def ollama(
     # A polite kill leaves nothing half-written either.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     base = subject(run, model, adapters, runs_dir)
-    go = template.read_text(encoding="utf-8") if template else None
+    go = read_template(template) if template else None
     options: dict[str, Any] = {"name": name, "system": system, "go": go, "lmstudio": lmstudio}
     try:
         with bars() as emit:
