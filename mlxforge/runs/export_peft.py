@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,19 @@ SHOWN = ("kind", "r", "lora_alpha", "use_rslora", "use_dora", "target_modules", 
 
 
 def export_peft(
-    base: Base, output: Path, *, named: str | None = None, force: bool = False, public: bool = False
+    base: Base,
+    output: Path,
+    *,
+    named: str | None = None,
+    force: bool = False,
+    public: bool = False,
+    licence: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Writes the adapters of ``base`` as one of PEFT's; ``output`` appears whole or not at all.
 
     Args:
         named: what ``base_model_name_or_path`` shall be; by default the base's hub id, or its folder.
+        licence: the base's, for the card, where its folder does not state it.
         public: for strangers: a base that is a folder here is named by its last part alone.
 
     Returns:
@@ -60,7 +68,15 @@ def export_peft(
     name = named or _named_base(base, path, public)
     adapter = as_peft(path, base.adapters, name)
     scaling = {"Rank": adapter.config["r"], "Alpha": adapter.config["lora_alpha"]}
-    facts = facts_of(base, path, kind=adapter.kind, relation="adapter", library="peft", extra=scaling)
+    facts = facts_of(
+        base,
+        path,
+        kind=adapter.kind,
+        relation="adapter",
+        library="peft",
+        extra=scaling,
+        **{"licence": licence} if licence else {},
+    )
     with new_directory(output, replace=force) as folder:
         adapter.write(folder)
         write_tokenizer(folder, path, base)
