@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from mlxforge.core.settings import LoraSettings, TrainSettings
 from mlxforge.data.sources import parse_spec
 from mlxforge.runs.execution import RunResult, execute, free_path, lineage_of, resumed
 from mlxforge.runs.material import Base, Material, Reader
+from mlxforge.runs.opening import Base as Opening
 from mlxforge.runs.opening import resolve_base
 from mlxforge.runs.record import LAST, beside, find_run, list_runs, objective_of, read_config, read_record
 from mlxforge.runs.text import RUN, anchored
@@ -203,19 +204,10 @@ class Prepared:
         replies = self._replies(prompts, self.config.sample_tokens)
         return [(prompt.shown, decode(ids, skip_special_tokens=False)) for prompt, ids in zip(prompts, replies, strict=True)]
 
-    def _task(self) -> dict[str, float]:
-        return self._preferred() | (self._exact_match() if self.material.questions else {})
-
-    def _preferred(self) -> dict[str, float]:
-        """How many held-out pairs the policy ranks right."""
-        from mlxforge.training.evaluate import score
-        from mlxforge.training.objectives import OBJECTIVES
-
-        if "valid" not in self.material.pairs:
-            return {}
-        loss = OBJECTIVES[self.objective].loss(self.config)
-        found = score(self.scorer, loss, self.fixed["valid"][0], 0)
-        return {"preference_accuracy": found.metrics["accuracy"]}
+    def _task(self, scores: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+        """How many held-out pairs the policy ranks right, as its evaluation has found, and how many questions it answers."""
+        pairs = {"preference_accuracy": scores["valid"]["accuracy"]} if "valid" in self.material.pairs else {}
+        return pairs | (self._exact_match() if self.material.questions else {})
 
     def _exact_match(self) -> dict[str, float]:
         from mlxforge.models.streaming import answer_in, markers
@@ -240,8 +232,7 @@ def prepare(config: TrainSettings, emit: Emit, cache: Path | None = None) -> Pre
     path = resolve_model(given.model)
     check_model_files(path)
     start = start_adapter(config)
-    tokenizer = load_tokenizer(path)
-    base = Base(path, tokenizer, fast_tokenizer(path), detect_folder(path), start or given.adapter)
+    base = Base(path, load_tokenizer(path), fast_tokenizer(path), detect_folder(path), start or given.adapter)
     reader: Reader = importlib.import_module(READERS[objective]).read
     material = reader(config, base, emit, cache)
     if getattr(config, "reference", None):
@@ -251,41 +242,18 @@ def prepare(config: TrainSettings, emit: Emit, cache: Path | None = None) -> Pre
     emit(Progress(task="loading the model", done=0))
     loaded = load(given.model, config.dtype)
 
-    from mlxforge.models.hooks import add_embedding_noise, checkpoint_layers
-    from mlxforge.models.lora import adapter_config, continued_config, load_adapter, make_trainable, read_adapter
     from mlxforge.models.scoring import Scorer
-    from mlxforge.models.stack import stack
-    from mlxforge.training.streams import Make, Mode, RowStream, choose_mode, collated
+    from mlxforge.training.streams import RowStream
 
-    model = loaded.model
-    name = str(path) if given.model == "tiny" else given.model
-    adapter = adapter_config(model, config.lora, name)
-    if start is not None:
-        weights, kept = read_adapter(start, model)
-        adapter, changed = continued_config(kept, adapter)
-        if changed:
-            emit(Noted(message=f"the adapter keeps its own {changed}; those lora settings have no effect"))
-    scorer = Scorer(model)
-    publish = stack(model, adapter, config.seed, given.adapter) if given.adapter else None
-    if publish is None:
-        make_trainable(model, adapter, config.seed)
-    if start is not None:
-        load_adapter(model, weights, kept, str(start))
-    add_embedding_noise(model, config.neftune_alpha)
-    if config.grad_checkpoint:
-        checkpoint_layers(model)
-    mode: Mode = "bucketed"
-    make: Make = collated
+    scorer = Scorer(loaded.model)
+    adapter, publish = _adapted(loaded.model, config, str(path) if given.model == "tiny" else given.model, given, start, emit)
+    mode, make = _batching(config, scorer, material, loaded.detected.packable)
     reference = None
-    if material.pairs:
-        from mlxforge.runs.reference import arrange, fill_reference, numbers_of
+    if material.pairs and hasattr(config, "reference") and config.reference is None:
+        from mlxforge.runs.reference import fill_reference, numbers_of
 
-        make = arrange(config, scorer, material.pairs, loaded.detected.packable)
-        if hasattr(config, "reference") and config.reference is None:
-            whose = numbers_of(path, [given.adapter, start], loaded.dtype)
-            reference = partial(fill_reference, material.pairs, scorer, make, config, whose, emit)
-    else:
-        mode = choose_mode(material.mixture.train, config, loaded.detected.packable)
+        whose = numbers_of(path, [given.adapter, start], loaded.dtype)
+        reference = partial(fill_reference, material.pairs, scorer, make, config, whose, emit)
     _warn(config, loaded, mode, emit)
     stream = RowStream(material.mixture, config, mode, make)
     identity = {
@@ -296,9 +264,49 @@ def prepare(config: TrainSettings, emit: Emit, cache: Path | None = None) -> Pre
     }
     return Prepared(
         config, objective, loaded, material, scorer, adapter, publish, stream, mode, make, reference,
-        plan=_plan(config, material, stream, mode, model),
+        plan=_plan(config, material, stream, mode, loaded.model),
         lineage=lineage_of(config, identity, _hashes(material), start or given.adapter),
     )  # fmt: skip
+
+
+def _adapted(
+    model: Any, config: TrainSettings, name: str, given: Opening, start: Path | None, emit: Emit
+) -> tuple[dict[str, Any], Any]:
+    """Makes the model trainable, over the adapter of its run or from ``start`` on.
+
+    Returns:
+        The adapter's config under the model's ``name``, and what makes the published adapter where one lies below, or None.
+    """
+    from mlxforge.models.hooks import add_embedding_noise, checkpoint_layers
+    from mlxforge.models.lora import adapter_config, continued_config, load_adapter, make_trainable, read_adapter
+    from mlxforge.models.stack import stack
+
+    adapter = adapter_config(model, config.lora, name)
+    if start is not None:
+        weights, kept = read_adapter(start, model)
+        adapter, changed = continued_config(kept, adapter)
+        if changed:
+            emit(Noted(message=f"the adapter keeps its own {changed}; those lora settings have no effect"))
+    publish = stack(model, adapter, config.seed, given.adapter) if given.adapter else None
+    if publish is None:
+        make_trainable(model, adapter, config.seed)
+    if start is not None:
+        load_adapter(model, weights, kept, str(start))
+    add_embedding_noise(model, config.neftune_alpha)
+    if config.grad_checkpoint:
+        checkpoint_layers(model)
+    return adapter, publish
+
+
+def _batching(config: TrainSettings, scorer: Any, material: Material, packable: bool) -> tuple[Any, Any]:
+    """How rows stand in batches, and what makes a batch of a plan."""
+    from mlxforge.training.streams import choose_mode, collated
+
+    if not material.pairs:
+        return choose_mode(material.mixture.train, config, packable), collated
+    from mlxforge.runs.reference import arrange
+
+    return "bucketed", arrange(config, scorer, material.pairs, packable)
 
 
 def _warn(config: TrainSettings, loaded: Any, mode: str, emit: Emit) -> None:

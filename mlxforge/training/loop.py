@@ -77,7 +77,8 @@ class Job:
     """What the loop is given.
 
     ``evaluate`` scores the fixed sets; ``sample`` continues prompts; ``task`` scores the model's own answers, before the first
-    update and, with the best weights, after the last; ``store`` may be None.
+    update and, with the best weights, after the last, given what ``evaluate`` found with the same weights; ``store`` may be
+    None.
     """
 
     scorer: Scorer
@@ -86,7 +87,7 @@ class Job:
     settings: TrainSettings
     evaluate: Callable[[], Mapping[str, Score]] = dict
     sample: Callable[[], list[tuple[str, str]]] = list
-    task: Callable[[], dict[str, float]] = dict
+    task: Callable[[Mapping[str, Mapping[str, Any]]], dict[str, float]] = lambda _: {}
     store: CheckpointStore | None = None
     event_offset: Callable[[], int] = lambda: 0
     memory_limit: int = 0
@@ -122,8 +123,9 @@ class Loop:
     def run(self) -> str:
         """Trains from the job's state to the last step, or to where the user or a failure ends it."""
         if self.state.evaluated_at < 0:
-            self.state.task_before = self._ask()
-            self._save(self._evaluate())
+            best = self._evaluate()
+            self.state.task_before = self._ask(self.state.before)
+            self._save(best)
         while not self._complete():
             self._update()
             self._housekeeping()
@@ -134,7 +136,7 @@ class Loop:
             self.emit(Warned(message=f"stopped early: no better validation loss in {patience} evaluations"))
         if self.state.task_before and self.job.store is not None:
             load_weights(self.model, self.job.store.best_weights(), str(self.job.store.run))
-            self.state.task = self._ask()
+            self.state.task = self._ask(self.state.scores or self.state.before)
         return "finished"
 
     def _complete(self) -> bool:
@@ -277,10 +279,10 @@ class Loop:
         mx.clear_cache()  # buffers of the evaluation's shapes
         return better
 
-    def _ask(self) -> dict[str, float]:
-        """Scores the model's own answers to the task."""
+    def _ask(self, evaluated: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+        """Scores the model's own answers to the task; ``evaluated`` is what its weights had in the fixed sets."""
         self.model.eval()
-        scores = self.job.task()
+        scores = self.job.task(evaluated)
         if scores:
             self.emit(Scored(step=self.state.step, scores=scores))
             mx.clear_cache()
