@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 from pathlib import Path
@@ -48,6 +49,8 @@ def fuse(
 
     RUN is a name, run:NAME, a path, or 'last'. Tensors that the adapter does not change stay as they are, byte for byte.
     """
+    # The products of an update are thin: more threads would wait for each other. It must be set before numpy is imported.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from mlxforge.runs.fuse import fuse as merge
     from mlxforge.runs.opening import subject
     from mlxforge.ui.bars import bars

@@ -35,6 +35,7 @@ PREFIXES = (
 STACK = re.compile(r"(.+)\.switch_mlp\.(\w+)\.weight")
 MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 HALVES = {"gate_proj": 0, "up_proj": 1}
+FUSED = ("input_linear.weight", "experts.gate_up_proj")  # of granitemoe, of qwen3_5_moe
 
 
 @dataclass(frozen=True)
@@ -137,15 +138,16 @@ class Placement:
         return []
 
     def _half(self, target: str) -> list[tuple[str, Piece]]:
-        """One tensor of all experts' gates and, after them, ups: granitemoe's ``input_linear``."""
+        """One tensor of all experts' gates and, after them, ups."""
         shape = self.shape(target) or ()
         for name in self._originals(target):
             found = STACK.fullmatch(name)
-            if found and found[2] in HALVES and len(shape) == 3:
-                whole, size = f"{found[1]}.input_linear.weight", shape[1]
-                if self._is(whole, (shape[0], 2 * size, shape[2])):
-                    first = HALVES[found[2]] * size
-                    return [(whole, Piece(target, part=(first, first + size)))]
+            if not found or found[2] not in HALVES or len(shape) != 3:
+                continue
+            for whole in (f"{found[1]}.{one}" for one in FUSED):
+                if self._is(whole, (shape[0], 2 * shape[1], shape[2])):
+                    first = HALVES[found[2]] * shape[1]
+                    return [(whole, Piece(target, part=(first, first + shape[1])))]
         return []
 
     def _changed(self, target: str) -> list[tuple[str, Piece]]:

@@ -20,7 +20,8 @@ SIZES = {
     **{"F64": 8, "I64": 8, "U64": 8, "C64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2},
     **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
 }
-BLOCK = 16 << 20  # bytes of stored values, or of float32 ones, that are held at a time
+INFINITY = {"F16": 0x7C00, "BF16": 0x7F80}  # bits, and those of nan are above
+BLOCK = 2 << 20  # bytes of stored values, or of float32 ones, that are held at a time: they stay in the cache
 
 
 @dataclass(frozen=True)
@@ -187,9 +188,14 @@ def narrowed(block: np.ndarray, dtype: str) -> np.ndarray:
         with np.errstate(over="ignore"):  # what float16 cannot hold is infinite, as anywhere
             return block.astype(NUMPY[dtype], copy=False)
     bits = np.ascontiguousarray(block, np.float32).view(np.uint32)
-    rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
-    # Rounding must not carry the bits of nan over into a number.
-    return np.where(np.isnan(block), ((bits >> 16) | 0x40).astype(np.uint16), rounded)
+    rounded = bits >> 16
+    rounded &= 1
+    rounded += 0x7FFF
+    rounded += bits
+    upper = np.ascontiguousarray(rounded.reshape(-1).view(np.uint16)[1::2].reshape(block.shape))
+    if np.isnan(block).any():  # rounding must not carry their bits over into a number
+        return np.where(np.isnan(block), ((bits >> 16) | 0x40).astype(np.uint16), upper)
+    return upper
 
 
 def computed(source: Source, name: str) -> Iterator[bytes]:
@@ -201,10 +207,16 @@ def computed(source: Source, name: str) -> Iterator[bytes]:
     entry = source.entries[name]
     for start, stop in entry.blocks:
         block = np.ascontiguousarray(narrowed(source.rows(name, start, stop), entry.dtype))
-        if not np.isfinite(widened(block, "BF16") if entry.dtype == "BF16" else block).all():
+        if not _finite(block, entry.dtype):
             what = f"'{name}' gets values that are no finite {entry.dtype}"
             raise ModelError(what, where=str(source.path), fix="use a base in bfloat16 or float32, and an adapter without nan")
         yield block.tobytes()
+
+
+def _finite(stored: np.ndarray, dtype: str) -> bool:
+    if dtype not in INFINITY:
+        return bool(np.isfinite(stored).all())
+    return bool((stored.view(np.uint16) & 0x7FFF).max(initial=0) < INFINITY[dtype])
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -25,12 +25,12 @@ def split_experts(weights, words):
             weights[f"{path}.experts.{row}.{words.get(word, word)}.weight"] = expert
 
 
-def granitemoe(weights):
+def fused_experts(weights, whole, down):
     for name in [one for one in weights if one.endswith("switch_mlp.gate_proj.weight")]:
         path = name.removesuffix(".switch_mlp.gate_proj.weight")
         gate, up = (weights.pop(f"{path}.switch_mlp.{word}_proj.weight") for word in ("gate", "up"))
-        weights[f"{path}.input_linear.weight"] = mx.concatenate([gate, up], axis=1)
-        weights[f"{path}.output_linear.weight"] = weights.pop(f"{path}.switch_mlp.down_proj.weight")
+        weights[f"{path}.{whole}"] = mx.concatenate([gate, up], axis=1)
+        weights[f"{path}.{down}"] = weights.pop(f"{path}.switch_mlp.down_proj.weight")
 
 
 def transposed(weights, name):
@@ -47,13 +47,19 @@ def qwen3_5(weights):
         weights[name.replace("language_model.model.", "model.language_model.")] = array
 
 
+def qwen3_5_moe(weights):
+    fused_experts(weights, "experts.gate_up_proj", "experts.down_proj")
+    qwen3_5(weights)
+
+
 # What the hub's files hold otherwise than mlx-lm's.
 LAYOUTS = {
     "qwen3_moe": lambda weights: split_experts(weights, {}),
     "mixtral": lambda weights: split_experts(weights, MIXTRAL),
-    "granitemoe": granitemoe,
+    "granitemoe": lambda weights: fused_experts(weights, "input_linear.weight", "output_linear.weight"),
     "lfm2": lambda weights: transposed(weights, "conv.conv.weight"),
     "qwen3_5": qwen3_5,
+    "qwen3_5_moe": qwen3_5_moe,
 }
 
 

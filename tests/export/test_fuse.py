@@ -29,7 +29,7 @@ TOKENS = mx.array([[5, 17, 300, 41, 9, 120, 7]])
 # The architectures that have a GGUF form.
 ARCHITECTURES = """llama3 mistral qwen2 qwen3 qwen3_moe gemma2 gemma3_text phi3 olmo2 granite smollm3 qwen3_5 gemma mixtral
 olmo3 granitemoe lfm2 seed_oss stablelm starcoder2 hunyuan_v1_dense""".split()
-CASES = [(family, "lora") for family in ARCHITECTURES]
+CASES = [(family, "lora") for family in (*ARCHITECTURES, "qwen3_5_moe")]
 CASES += [(family, "full") for family in ("qwen3_moe", "mixtral", "granitemoe", "lfm2", "qwen3_5", "gemma3_text", "gemma3")]
 CASES += [("llama3", kind) for kind in ("rslora", "dora", "full")] + [("phi3", "dora")]
 
