@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import gguf
@@ -109,10 +110,11 @@ def left_out(source: Source) -> dict[str, str]:
 
 
 def own_head(row: Architecture, config: Config) -> bool:
-    """Whether an output head that is stored is used."""
-    return row.head in ("stored", "own") or (row.head != "none" and not config.get("tie_word_embeddings", False))
+    """Whether an output head that is stored is used: transformers leaves tie_word_embeddings out where it is the default."""
+    return row.head in ("stored", "own") or (row.head != "none" and not config.get("tie_word_embeddings"))
 
 
+@cache
 def canonical(name: str) -> tuple[str, int | None]:
     """(the name as Hugging Face has it with stacked experts, its place in the stack or None)."""
     for pattern, new in RENAMES:
@@ -190,7 +192,7 @@ def allowed_bias(row: Architecture, stem: str) -> bool:
 
 def rule(source: Source, row: Architecture, name: str) -> Rule:
     """What is done to a tensor of this name."""
-    rules = {**row.ops, **(row.shift if huggingface_layout(source) else {})}
+    rules = {**row.ops, **(row.shift if row.shift and huggingface_layout(source) else {})}
     return next((rule for part, rule in rules.items() if part in name), ("copy",))
 
 
@@ -230,11 +232,13 @@ def check_complete(source: Source, row: Architecture, config: Config, placed: li
     damaged = {"where": str(source.path), "fix": "download the model again"}
     names = {tensor.name for tensor in placed}
     missing = [] if "token_embd.weight" in names else ["model.embed_tokens.weight"]
-    if row.head != "stored" and own_head(row, config) and "output.weight" not in names:
+    needed = row.head == "own" or (row.head in ("optional", "required") and config.get("tie_word_embeddings") is False)
+    if needed and "output.weight" not in names:
         missing.append("lm_head.weight")
     missing += incomplete(names, int(config["num_hidden_layers"]))
     if missing:
         raise ModelError(f"{missing[0]} is missing", **damaged)
+    # A tied head that is written twice has two names.
     if len(names) < len(placed):
         twice = next(tensor.name for i, tensor in enumerate(placed) if tensor.name in {one.name for one in placed[:i]})
         raise ModelError(f"two tensors would be {twice}", **damaged)

@@ -104,8 +104,9 @@ def rope_tensors(row: Architecture, config: Config) -> list[tuple[str, tuple[flo
     if found["rope_type"] == "llama3":
         return [("rope_freqs.weight", llama3_factors(found, rotated(config)))]
     if found["rope_type"] in ("longrope", "su"):
-        names = {"rope_factors_long.weight": "long_factor", "rope_factors_short.weight": "short_factor"}
-        return [(name, factors(found, key, rotated(config))) for name, key in names.items()]
+        # llama.cpp takes the short factors below the original context, mlx-lm the long ones always: these were trained with.
+        values = factors(found, "long_factor", rotated(config))
+        return [("rope_factors_long.weight", values), ("rope_factors_short.weight", values)]
     return []
 
 

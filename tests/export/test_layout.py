@@ -38,7 +38,12 @@ NEEDS = {
     "gemma2": {**WIDE, "query_pre_attn_scalar": 32},
     "gemma3": SIXTH,
     "gemma3_text": {**SIXTH, "rope_scaling": LINEAR, "rope_local_base_freq": 500.0},
-    "phi3": {"rope_scaling": LONG, "original_max_position_embeddings": 64, "partial_rotary_factor": 0.5},
+    "phi3": {
+        "rope_scaling": LONG,
+        "original_max_position_embeddings": 1024,
+        "max_position_embeddings": 4096,
+        "partial_rotary_factor": 0.5,
+    },
     "olmo3": {"rope_scaling": YARN, "tie_word_embeddings": True},
     "granite": {**BIASES, "logits_scaling": 4.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.5},
     "granitemoe": {"attention_bias": True},
@@ -210,6 +215,19 @@ def test_what_is_left_out_is_named(bases):
     assert "output.weight" not in [tensor.name for tensor in layout(source)]
 
 
+def test_a_head_is_used_where_config_says_nothing_of_it(bases):
+    untied, tied = FolderSource(bases["llama"]), FolderSource(bases["starcoder2"])
+    for source in (untied, tied):
+        del source.config["tie_word_embeddings"]
+    assert "output.weight" in [tensor.name for tensor in layout(untied)]
+    assert "output.weight" not in [tensor.name for tensor in layout(tied)]
+
+
+def test_a_tied_head_is_written_twice_where_llama_cpp_wants_one(bases):
+    tensors = {tensor.name: tensor for tensor in layout(FolderSource(bases["olmo2"]))}
+    assert tensors["output.weight"].sources == tensors["token_embd.weight"].sources
+
+
 def add(source, *names: str, shape: tuple[int, ...] = (512, 64)) -> None:
     source.entries.update({name: Entry(name, "F32", shape) for name in names})
 
@@ -281,7 +299,7 @@ def test_transformers_new_form_of_the_rope_is_the_old_one(bases):
         ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
         ("llama", {"rope_scaling": {**YARN, "beta_fast": 8}}, "beta_fast 32"),
         ("llama", {"rope_scaling": {"type": "linear"}}, "config.json: rope_scaling: no 'factor'"),
-        ("phi3", {"rope_scaling": {**LONG, "short_factor": [1.0]}}, "short_factor has 1 numbers"),
+        ("phi3", {"rope_scaling": {**LONG, "long_factor": [1.0]}}, "long_factor has 1 numbers"),
         ("olmo2", {"num_key_value_heads": 4}, "heads 8 wide"),
         ("qwen3_5", {"linear_key_head_dim": 8}, "linear_key_head_dim other than"),
         ("qwen3_5", {"layer_types": ["full_attention"] * 2}, "full_attention_interval"),
