@@ -89,8 +89,12 @@ def packing(bits: int | None, group_size: int | None, mode: str) -> Packing:
     return Packing(chosen[0], chosen[1], mode)
 
 
-def open_floats(folder: Path) -> tuple[Any, bool]:
-    """The model of a folder, unpacked, its weights not yet read; and whether it was packed."""
+def open_floats(folder: Path) -> Any:
+    """The model of a folder, unpacked, its weights not yet read.
+
+    Raises:
+        ModelError: mlx-lm cannot build it.
+    """
     with quiet_import():
         import mlx_lm.utils
     try:
@@ -98,8 +102,7 @@ def open_floats(folder: Path) -> tuple[Any, bool]:
     except Exception as error:  # a foreign config fails in as many ways as there are model classes
         what, where = explain(error)
         raise ModelError(what, where=str(folder / where)) from error
-    packed = "quantization" in config
-    return (mlx_lm.utils.dequantize_model(model) if packed else model), packed
+    return mlx_lm.utils.dequantize_model(model) if "quantization" in config else model
 
 
 def pack(model: Any, chosen: Packing, emit: Emit = ignore) -> Packed:

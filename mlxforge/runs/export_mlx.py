@@ -15,10 +15,11 @@ from mlxforge.core.blas import load_blas
 from mlxforge.core.errors import ConfigError
 from mlxforge.core.events import Emit, Noted, Warned, ignore
 from mlxforge.core.files import TEMPORARY, disk_errors, new_directory
+from mlxforge.models.detect import read_config
 from mlxforge.models.hub import resolve_model
+from mlxforge.runs.cards import facts_of, shown_base
 from mlxforge.runs.fuse import COPIED, INDEX, fuse
 from mlxforge.runs.opening import Base
-from mlxforge.runs.record import RECORD, read_record
 
 if TYPE_CHECKING:
     from mlxforge.export.quantized import Packed
@@ -59,8 +60,8 @@ def export_mlx(
     from mlxforge.export.quantized import open_floats, pack
 
     with merged(base, path, output, emit) as folder:
-        model, was_packed = open_floats(folder)
-        if was_packed:
+        model = open_floats(folder)
+        if {"quantization", "quantization_config"} & set(read_config(path)):
             emit(Noted(message="the base is packed: its layers are unpacked first, so they lose precision twice"))
         measure = measured(model, folder, emit)
         result = pack(model, chosen, emit)
@@ -125,7 +126,7 @@ def measured(model: Any, folder: Path, emit: Emit) -> Measure | None:
 
 def write_rest(made: Path, folder: Path, base: Base, result: Packed, packing: str) -> None:
     """config.json, tokenizer, template, generation config and card."""
-    from mlxforge.export.card import model_card
+    from mlxforge.export.card import card
     from mlxforge.models.template import load_template
 
     for file in sorted({file for pattern in COPIED for file in folder.glob(pattern) if file.is_file()}):
@@ -137,9 +138,11 @@ def write_rest(made: Path, folder: Path, base: Base, result: Packed, packing: st
     template = load_template(folder)
     if template.name != "own":
         template.save(made)
-    record = read_record(base.run) if base.run and (base.run / RECORD).is_file() else {}
-    card = model_card(resolve_model(base.model), "merged" if base.adapters else "none", record, packing)
-    (made / "README.md").write_text(card, encoding="utf-8")
+    path = resolve_model(base.model)
+    files = [f"{len(result.layers)} layers packed, mean error {result.error:.1%}, {result.bits_per_weight:.2f} bits a weight"]
+    files += [f"not packed, since their rows do not divide: {', '.join(result.kept)}"] if result.kept else []
+    facts = facts_of(base, path, packing=packing, relation="quantized", library="mlx", files=files)
+    (made / "README.md").write_text(card(shown_base(base, path), facts), encoding="utf-8")
 
 
 def check_output(output: Path, inputs: tuple[Path, ...], force: bool) -> None:

@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 
 from mlxforge.cli.main import cli
 from mlxforge.core.errors import ConfigError
-from mlxforge.core.events import Warned
+from mlxforge.core.events import Progress, Warned
 from mlxforge.core.settings import LoraSettings
 from mlxforge.export.quantized import MODES, distance, logprobs, packing
 from mlxforge.models.load import load
@@ -113,8 +113,19 @@ def test_a_packed_base_is_unpacked_first(base, tmp_path):
     said = []
     result = export_mlx(Base(str(tmp_path / "q8")), tmp_path / "q4", emit=said.append)
     assert result["layers"] > 5
+    assert mx.isfinite(mlx_lm.utils.load_model(tmp_path / "q4")[0](mx.array([TOKENS]))).all()
     assert any("unpacked" in getattr(one, "message", "") for one in said)
     assert json.loads((tmp_path / "q4" / "config.json").read_text())["quantization"]["bits"] == 4
+
+
+def test_an_interrupt_leaves_nothing(base, adapter, tmp_path):
+    def stop(event):
+        if isinstance(event, Progress) and event.task == "packing":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_mlx(Base(str(base), adapter), tmp_path / "q", emit=stop)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -141,4 +152,7 @@ def test_the_command(base, tmp_path, monkeypatch):
         CliRunner().invoke(cli, [*line[:-1], "mine", "--force"], catch_exceptions=False)
     shown = CliRunner().invoke(cli, [*line, "--force"])
     assert "mean error" in shown.stdout
+    card = (tmp_path / "q" / "README.md").read_text()
+    assert "4 bits, groups of 64 (affine)" in card
+    assert str(tmp_path) not in card
     assert "KL divergence" in shown.stdout
