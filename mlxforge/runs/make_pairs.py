@@ -74,40 +74,47 @@ def make_pairs(
         raise ConfigError("a judge compares two samples at least", where="samples", fix="--samples 2 or more")
     check_outputs([output], force)
     base = resolve_base(model, runs_dir)
-    inputs = inputs_of(specs, emit)
+    inputs, named = inputs_of(specs, emit), _name(model, base)
     reading = Reading(skip_bad=skip_bad)
     items = read_rows(inputs, "chat", format=format, mapping=mapping, reading=reading)
     tasks = [_task(item.row, item.origin) for item in items if isinstance(item.row, Chat)]
     finish(reading, len(tasks), list(specs), emit)
     tasks = tasks[:limit]
-    unique = list({task.key: task for task in reversed(tasks)}.values())[::-1]
     job = {
         "version": VERSION,
         "data": content_key(inputs),
         "format": format,
         "mapping": dict(mapping or {}),
         "limit": limit,
-        "model": _name(model, base),
+        "model": named,
         "weights": file_hash(adapter_file(base.adapter)) if base.adapter else base.model,
         **asdict(settings),
         "judge": judge and repr(judge),
     }
     with partial(output, job, anew=force) as kept:
-        resumed = sum(task.key in kept for task in unique)
-        if resumed:
-            emit(Noted(message=f"{resumed:,} of {len(unique):,} rows were done before: {kept.path}"))
-        _work(unique, kept, lambda: Maker(open_model(model, runs_dir), settings, judge), emit)
-        dropped = Counter({AGAIN: len(tasks) - len(unique)})
-        result = _write(output, (kept[task.key] for task in unique), dropped)
+        result, resumed = _made(tasks, kept, lambda: Maker(open_model(model, runs_dir), settings, judge), output, emit)
     return result | {
         "rows": len(tasks),
         "skipped": reading.skipped,
         "resumed": resumed,
         "way": judge.way if judge else SAMPLES,
-        "model": job["model"],
+        "model": named,
         "judge": judge.name if judge else None,
-        "next": _next(result["output"], str(job["model"])),
+        "next": _next(result["output"], named),
     }
+
+
+def _made(
+    tasks: Sequence[Task], kept: Partial, maker: Callable[[], Maker], output: Path, emit: Emit
+) -> tuple[dict[str, Any], int]:
+    """Finishes the rows and writes their pairs; a row that repeats another is dropped. Returns how many were done before."""
+    unique = list({task.key: task for task in reversed(tasks)}.values())[::-1]
+    resumed = sum(task.key in kept for task in unique)
+    if resumed:
+        emit(Noted(message=f"{resumed:,} of {len(unique):,} rows were done before: {kept.path}"))
+    _work(unique, kept, maker, emit)
+    dropped = Counter({AGAIN: len(tasks) - len(unique)})
+    return _write(output, (kept[task.key] for task in unique), dropped), resumed
 
 
 def _name(model: str, base: Base) -> str:

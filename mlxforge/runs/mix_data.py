@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
@@ -16,7 +16,7 @@ from mlxforge.core.errors import DataError
 from mlxforge.core.events import Emit, ignore
 from mlxforge.core.files import disk_errors, write_atomic
 from mlxforge.core.rows import Chat
-from mlxforge.data.blend import MixSettings, Pool, read_mix, shuffled, total_of, whole_budgets
+from mlxforge.data.blend import MixSettings, MixSource, Pool, read_mix, shuffled, total_of, whole_budgets
 from mlxforge.data.formats import FORMATS, Detector, read_rows
 from mlxforge.data.output import check_outputs, new_file
 from mlxforge.data.readers import Reading
@@ -57,20 +57,14 @@ def mix(
     with disk_errors(output):
         output.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        pools: list[Pool] = []
-        pages: list[dict[str, Any]] = []
-        for source, inputs in zip(settings.sources, _located(settings, emit), strict=True):
-            file = stack.enter_context(tempfile.TemporaryFile(dir=output.parent))
-            repeat = settings.repeat if source.repeat is None else source.repeat
-            pool = Pool(source, file, repeat, settings.seed, characters=settings.by == "characters")
-            pages.append(_fill(pool, inputs, skip_bad, emit))
-            pools.append(pool)
+        located = _located(settings, emit)
+        pools = [
+            _pool(source, settings, stack.enter_context(tempfile.TemporaryFile(dir=output.parent)))
+            for source in settings.sources
+        ]
+        pages = [_fill(pool, inputs, skip_bad, emit) for pool, inputs in zip(pools, located, strict=True)]
         total, short = total_of(pools, settings.wanted)
-        if settings.by == "rows":
-            budgets: Sequence[float] = whole_budgets([source.share for source in settings.sources], total)
-        else:
-            budgets = [source.share * total for source in settings.sources]
-        taken = [(pool, pool.take(budget)) for pool, budget in zip(pools, budgets, strict=True)]
+        taken = [(pool, pool.take(budget)) for pool, budget in zip(pools, _budgets(settings, total), strict=True)]
         rows = sum(len(chosen) for _, chosen in taken)
         if not rows:
             raise DataError("no row fits into the mix", where=str(config), fix="give the sources more rows, or ask for more")
@@ -96,6 +90,17 @@ def _located(settings: MixSettings, emit: Emit) -> list[list[Input]]:
     for source in settings.sources:
         Detector(source.format, source.map)
     return [inputs_of([source.path or ""], emit) for source in settings.sources]
+
+
+def _pool(source: MixSource, settings: MixSettings, file: IO[bytes]) -> Pool:
+    repeat = settings.repeat if source.repeat is None else source.repeat
+    return Pool(source, file, repeat, settings.seed, characters=settings.by == "characters")
+
+
+def _budgets(settings: MixSettings, total: float) -> Sequence[float]:
+    """What each source gives to ``total``: rows, or characters."""
+    shares = [source.share for source in settings.sources]
+    return whole_budgets(shares, total) if settings.by == "rows" else [share * total for share in shares]
 
 
 def _fill(pool: Pool, inputs: list[Input], skip_bad: bool, emit: Emit) -> dict[str, Any]:
