@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlxforge.models.hub import HUB_ID, display_name, looks_like_path
+from mlxforge.models.hub import HUB_ID, looks_like_path
 
 FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
 TICKS = "▁▂▃▄▅▆▇█"
@@ -50,26 +50,21 @@ class Facts:
     valid: Sequence[tuple[int, float]] = ()
     kind: str = ""
     packing: str = ""
-    relation: str = ""
+    relation: str = "finetune"
     library: str = "mlx"
     licence: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     files: Sequence[str] = ()
 
 
-def model_card(base: Path, kind: str, record: Mapping[str, Any], packing: str) -> str:
-    """The card of a fused model where no more than its run's record is known."""
-    return card(display_name(base), Facts(record=record, kind=kind, packing=packing))
-
-
 def card(base: str, facts: Facts) -> str:
     """The model card; ``base`` is a hub id or a name that may be shown."""
     lineage = facts.record.get("lineage") or {}
     name = str(facts.record.get("name") or f"{base}, exported")
-    made = MADE.get(facts.relation, "an adapter merged into its base").format(base=base)
+    made = MADE[facts.relation].format(base=base)
     rows = {
         "Base": base,
-        "Licence of the base": licence_words(facts.licence) if facts.relation else None,
+        "Licence of the base": licence_words(facts.licence),
         "Adapter": facts.kind or None,
         "Weights": facts.packing or None,
         "Objective": facts.record.get("objective"),
@@ -96,7 +91,7 @@ def front_matter(base: str, facts: Facts) -> str:
     """The YAML that the hub reads."""
     tags = ["mlxforge", *([facts.kind] if facts.kind in ("lora", "rslora", "dora") else [])]
     lines = ["tags:", *(f"- {tag}" for tag in tags), f"library_name: {facts.library}", "pipeline_tag: text-generation"]
-    if facts.relation and is_hub_id(base):
+    if is_hub_id(base):
         lines += [f"base_model: {base}", f"base_model_relation: {facts.relation}"]
     lines += [f"{key}: {value}" for key, value in facts.licence.items()]
     sets = sorted({one.split(":")[1] for names in facts.data.values() for one in names if one.startswith("hub:")})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from mlxforge.runs.record import files_of
 
 README = "README.md"
 # Files that are made here, so that what they say of this disk is ours.
+PLACE = re.compile(r"^(run:)?[~.]{0,2}/(?:.*/)?(?=[^/]+$)")  # all of a path but its last part
 TEXTS = (README, "adapter_config.json", "*.report.json")
 
 
@@ -161,4 +163,4 @@ def _hidden(value: Any) -> Any:
         return {key: _hidden(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_hidden(one) for one in value]
-    return Path(value).name if isinstance(value, str) and value.startswith("/") and "\n" not in value else value
+    return PLACE.sub(r"\1", value) if isinstance(value, str) and "\n" not in value else value

@@ -14,8 +14,8 @@ from mlxforge.core.errors import ConfigError, MlxforgeError, ModelError
 from mlxforge.core.events import Emit, Progress, ignore
 from mlxforge.core.files import disk_errors, new_directory
 from mlxforge.models.hub import resolve_model
+from mlxforge.runs.cards import facts_of, shown_base
 from mlxforge.runs.opening import Base
-from mlxforge.runs.record import RECORD, read_record
 
 if TYPE_CHECKING:
     from mlxforge.export.packed import Repacked
@@ -139,7 +139,7 @@ def write_shard(file: Path, shard: Shard, source: Source) -> Iterator[int]:
 
 def write_rest(folder: Path, base: Base, source: Source, kind: str, packing: str) -> None:
     """config.json, tokenizer, template, generation config and card."""
-    from mlxforge.export.card import model_card
+    from mlxforge.export.card import card
 
     for file in sorted({file for pattern in COPIED for file in source.path.glob(pattern) if file.is_file()}):
         if file.name != INDEX:
@@ -149,8 +149,8 @@ def write_rest(folder: Path, base: Base, source: Source, kind: str, packing: str
     homes = [home for home in (base.run, *reversed(base.adapters)) if home and (home / TEMPLATE).is_file()]
     if homes:
         _use_template(folder, homes[0])
-    record = read_record(base.run) if base.run and (base.run / RECORD).is_file() else {}
-    (folder / "README.md").write_text(model_card(source.path, kind, record, packing), encoding="utf-8")
+    facts = facts_of(base, source.path, kind=kind, packing=packing, relation="finetune")
+    (folder / "README.md").write_text(card(shown_base(base, source.path), facts), encoding="utf-8")
 
 
 def _use_template(folder: Path, home: Path) -> None:

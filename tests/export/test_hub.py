@@ -75,9 +75,11 @@ def test_nothing_of_this_disk_is_uploaded(run, hub):
 
 
 def test_a_text_that_tells_a_folder_is_not_uploaded(tmp_path):
-    (tmp_path / "x.report.json").write_text(json.dumps({"file": str(tmp_path / "a.gguf"), "texts": ["/ is a slash\n"]}))
+    (tmp_path / "x.report.json").write_text(
+        json.dumps({"file": str(tmp_path / "a.gguf"), "against": "run:/a/b", "texts": ["../x/y", "a/b"]})
+    )
     hide(tmp_path)
-    assert json.loads((tmp_path / "x.report.json").read_text()) == {"file": "a.gguf", "texts": ["/ is a slash\n"]}
+    assert json.loads((tmp_path / "x.report.json").read_text()) == {"file": "a.gguf", "against": "run:b", "texts": ["y", "a/b"]}
     (tmp_path / "README.md").write_text(f"trained in {Path.home()}/notes")
     with pytest.raises(MlxforgeError, match=r"README\.md would tell a folder"):
         hide(tmp_path)
