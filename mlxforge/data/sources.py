@@ -24,10 +24,14 @@ HUB = "hub:"
 
 @dataclass(frozen=True)
 class Source:
-    """What one ``--data`` names. ``weight`` 2 counts it twice an epoch, 0.5 half."""
+    """What one ``--data`` names. ``weight`` 2 counts it twice an epoch, 0.5 half.
+
+    ``key`` is where a row of it has its text, if it is not where all others have theirs.
+    """
 
     path: str
     weight: float = 1.0
+    key: str | None = None
 
     @property
     def hub(self) -> tuple[str, str, str | None] | None:
@@ -167,7 +171,7 @@ def documents(
     key = text_key(mapping or {})
     for number, given in enumerate(inputs):
         for item in records(given, reading):
-            parts = item if isinstance(item, FileText) else _text(item, key, reading)
+            parts = item if isinstance(item, FileText) else _text(item, given.source.key or key, reading)
             if parts is not None and not reading.bad:
                 yield Document(parts, item.origin, number)
             elif isinstance(item, FileText):

@@ -167,7 +167,8 @@ def prepare(
     """
     inputs = locate(sources, emit)
     key = text_key(mapping or {})
-    folder = cache / bytes_hash(content_key(inputs), encoder.key, key)[:32]
+    keys = [given.source.key or key for given in inputs]
+    folder = cache / bytes_hash(content_key(inputs), encoder.key, *(keys if set(keys) != {key} else [key]))[:32]
     weights = tuple(given.source.weight for given in inputs)
     found = load(folder, weights)
     if found is None:

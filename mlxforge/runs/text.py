@@ -19,7 +19,7 @@ from mlxforge.data.tokens import Encoder, TokenSet, prepare
 from mlxforge.data.windows import Windows, windows
 from mlxforge.runs.material import Base, Material, Question
 from mlxforge.runs.parts import hashes_of, held_out, measured
-from mlxforge.runs.record import find_run
+from mlxforge.runs.record import find_run, read_config
 
 SAMPLE = "sample:"
 RUN = "run:"
@@ -128,15 +128,27 @@ def text_replay(settings: CptConfig | SftConfig, encoder: Encoder, folder: Path,
 
 
 def replayed(specs: Sequence[str], where: str) -> list[Source]:
-    """The sources of a replay.
+    """The sources of a replay; ``run:PATH`` is the text that a run was trained on, read as it read it.
 
     Raises:
         ConfigError: one has a weight.
     """
-    sources = [parse_spec(expand(spec)) for spec in specs]
+    sources = [
+        source for spec in specs for source in (trained_on(spec) if spec.startswith(RUN) else [parse_spec(expand(spec))])
+    ]
     if any(source.weight != 1 for source in sources):
         raise ConfigError("what is replayed has no weight", where=where, fix=f"choose its share with {where}_ratio")
     return sources
+
+
+def trained_on(run: str) -> list[Source]:
+    """The text of a run of cpt, without its weights, under the key that the run found it.
+
+    Raises:
+        RunError: there is no such run.
+    """
+    kept = read_config(find_run(run, Path()))
+    return [Source(parse_spec(expand(spec)).path, key=(kept.get("map") or {}).get("text")) for spec in kept.get("data", [])]
 
 
 def make_encoder(tokenizer: Any, path: Path, fast: Any) -> Encoder:

@@ -113,7 +113,8 @@ def _with_run_text(config: TrainSettings) -> TrainSettings:
     while (run := resolve_base(name, Path(config.runs_dir)).run) is not None:
         kept = read_config(run)
         if read_record(run).get("objective") == "cpt":
-            own = [parse_spec(spec).path for spec in kept["data"]]
+            # Only the run knows where its rows have their text.
+            own = [f"{RUN}{run.resolve()}"] if kept.get("map") else [parse_spec(spec).path for spec in kept["data"]]
             texts = [spec for one in replay for spec in (own if one == RUN_TEXT else [one])]
             return msgspec.structs.replace(config, replay=texts)
         name = beside(f"{RUN}{kept['adapter']}" if kept.get("from_run") else str(kept.get("model")), run)

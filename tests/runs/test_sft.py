@@ -277,6 +277,17 @@ def test_the_text_of_the_base_run_is_replayed(data, documents, tmp_path):
         train(config(data, tmp_path, name="b", **(given | {"replay": f"{documents}@2"})))
 
 
+def test_the_text_of_a_mapped_run_is_replayed_as_it_was_read(data, documents, tmp_path):
+    texts = [path.read_text() for path in sorted(documents.iterdir())]
+    file = write(tmp_path / "rows.jsonl", [{"title": "A mill", "body": text} for text in texts])
+    for name, given in (("plain", {"data": [str(documents)]}), ("mapped", {"data": [file], "map": {"text": "body"}})):
+        train(from_dict(CptConfig, SMALL | {"name": name, "runs_dir": str(tmp_path), "steps": 1} | given))
+    given = {"replay": ["run", "sample:general/replay.jsonl"], "replay_ratio": 0.5, "runs_dir": str(tmp_path), "steps": 2}
+    ends = [train(config(data, tmp_path, name=f"over-{name}", model=f"run:{name}", **given)) for name in ("plain", "mapped")]
+    hashes = [json.loads((ended.path / "run.json").read_text())["lineage"]["data"]["replay"] for ended in ends]
+    assert hashes[0] == hashes[1], "and text beside it is read where it always is"
+
+
 def test_each_verb_resumes_its_own_runs(data, documents, tmp_path):
     from mlxforge import Control
     from mlxforge.runs.train import resume
