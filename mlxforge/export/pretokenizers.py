@@ -82,6 +82,12 @@ def mixed_case(text: str) -> bool:
     return "m" in classes or MEANT.findall(classes) != DONE.findall(classes)
 
 
+def wide_space(text: str) -> bool:
+    """Whether a text has spaces beyond Latin-1, which llama.cpp does not take for such in these regexes."""
+    return any(letter.isspace() and letter > "\xff" for letter in text)
+
+
+WIDE = "words after spaces other than ASCII's may become other tokens"
 CASES = "marks that join a letter, and words that mix upper and lower case beyond ASCII, may become other tokens"
 
 PRE: dict[Steps, tuple[Pre, ...]] = {
@@ -101,7 +107,9 @@ PRE: dict[Steps, tuple[Pre, ...]] = {
     (cased(r"\p{N}{1,3}", f"{ANY_CASE}?"), BYTES): (Pre("gpt-4o", False, mixed_case, CASES),),
     (cased(r"\p{N}", ""), BYTES): (Pre("tekken", True, mixed_case, CASES),),
     (regex(r"\p{N}{1,3}"), regex(ANY_CASE, WORD, r"\p{N}+", SIGNS, SPACES), BYTES): (Pre("minicpm5", True),),
-    (regex(r"[\r\n]"), regex(r"\s?\p{L}+"), regex(r"\s?\p{P}+"), regex(EAST_ASIAN), "digits", BYTES): (Pre("deepseek-coder"),),
+    (regex(r"[\r\n]"), regex(r"\s?\p{L}+"), regex(r"\s?\p{P}+"), regex(EAST_ASIAN), "digits", BYTES): (
+        Pre("deepseek-coder", False, wide_space, WIDE),
+    ),
     (regex(r"\p{N}{1,3}"), regex(HAN_KANA), regex(DEEPSEEK3), BYTES): (Pre("deepseek-v3"),),
 }
 
@@ -111,7 +119,7 @@ def steps(node: dict[str, Any] | None) -> Steps:
     if node is None:
         return ()
     if node["type"] == "Sequence":
-        return tuple(step for inner in node.get("pretokenizers", node.get("normalizers")) for step in steps(inner))
+        return tuple(step for inner in node.get("pretokenizers") or node.get("normalizers") or () for step in steps(inner))
     return (STEP[node["type"]](node) if node["type"] in STEP else str(node["type"]),)
 
 

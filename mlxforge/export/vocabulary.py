@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any, Union
 
 from mlxforge.core.errors import ModelError
+from mlxforge.export.portable import portable
 from mlxforge.export.pretokenizers import Spaces, find_pre, find_spaces, steps
 from mlxforge.models.detect import Detected, detect_folder, read_config, read_json
 from mlxforge.models.load import load_tokenizer
-from mlxforge.models.render import FROZEN
 from mlxforge.models.template import GENERATION_FILE, ChatTemplate
+
+__all__ = ["Vocabulary", "portable", "read_vocabulary", "vocabulary"]
 
 Key = tuple[Union[str, Any], ...]  # key, value, name of its GGUFValueType; of an array, the type of its items too
 Added = dict[str, Any]
@@ -36,7 +38,6 @@ ENDS_BY_NAME = frozenset((
     *("<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["),
 ))  # fmt: skip
 ALWAYS_PARSED = frozenset(("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"))
-KNOWN_VARIABLES = ("bos_token", "eos_token")  # of a template's variables, those that llama.cpp gives it
 
 
 @dataclass(frozen=True)
@@ -313,14 +314,14 @@ class Tokens:
         # Without one llama.cpp would take token 11.
         found["bos"] = found["eos"] if found["bos"] is None else found["bos"]
         turn = [self.ids[token] for token in self.template.ends.values()] if self.template else []
+        ordinary = {self.ids[token] for token in self._always}
         by_name = {self.ids[token] for token in ENDS_BY_NAME if token in self.ids}
-        rest = [at for at in dict.fromkeys((*turn, *sorted(set(stops) - by_name), *sorted(stops))) if at != found["eos"]]
+        wanted = dict.fromkeys((*turn, *sorted(set(stops) - by_name), *sorted(stops)))
+        rest = [at for at in wanted if at != found["eos"] and at not in ordinary]
         found.update(eot=rest[0] if rest else None, eom=rest[1] if rest[1:] else None)
-        untold = set(rest[2:]) - by_name
-        texts = {at: token for token, at in self.ids.items()}
-        limits = (
-            [f"generation does not stop at {', '.join(repr(texts.get(at, at)) for at in sorted(untold))}"] if untold else []
-        )
+        untold = (set(rest[2:]) - by_name) | (set(stops) & ordinary)
+        names = ", ".join(repr(token) for token, at in self.ids.items() if at in untold)
+        limits = [f"generation does not stop at {names}"] if untold else []
         kept = {GGUF_IDS.get(name, name): at for name, at in found.items() if at is not None}
         return [(f"tokenizer.ggml.{name}_token_id", at, "UINT32") for name, at in kept.items()], limits
 
@@ -392,7 +393,7 @@ class Tokens:
 
     def _uncertain(self) -> re.Pattern[str]:
         """Finds texts in which ``_added_limits`` come to bear."""
-        forms = [re.escape(name) for name in (*self._spelled, *self._behind_space)]
+        forms = [re.escape(name) for name in (*self._spelled, *self._behind_space, *self._always)]
         forms += ["▁"] if self._of_spaces else []
         for token in self.added:
             name = re.escape(token["content"])
@@ -429,21 +430,3 @@ FLAGS = {
 
 
 BESIDE = {"lstrip": r"\s{}", "rstrip": r"{}\s", "single_word": r"\w{0}|{0}\w"}  # the text beside a token that shows a flag
-# Where a template asks so: what llama.cpp leaves undefined or fills in with today.
-SETTLED = {
-    r"\btools is (not )?none\b": "{% set tools = tools | default(none) %}\n",
-    r"\bdocuments is (not )?none\b": "{% set documents = documents | default(none) %}\n",
-    r"\bdate_string\b": f'{{% set date_string = "{FROZEN:%d %b %Y}" %}}\n',
-}
-
-
-def portable(template: ChatTemplate) -> str:
-    """The chat template with all that llama.cpp does not give it as mlxforge does; both then render the same."""
-    variables, text = template.renderer.variables, template.text
-    wanted = {name: variables[name] for name in variables if name not in KNOWN_VARIABLES}
-    wanted |= {name: "" for name in KNOWN_VARIABLES if name not in variables}
-    lines = [line for asked, line in SETTLED.items() if re.search(asked, text)]
-    for name, value in wanted.items():
-        if re.search(rf"\b{name}\b", text):
-            lines.append(f"{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}\n")
-    return "".join(lines) + text
