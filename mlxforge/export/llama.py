@@ -20,11 +20,13 @@ from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from mlxforge.core.errors import MissingExtraError, RunFailed
+from mlxforge.core.files import PACKAGE
+
+if TYPE_CHECKING:
+    import numpy as np  # the process starts faster without it
 
 CONTEXT = 1024  # tokens; the checks' conversations are shorter
 START, ANSWER = 600.0, 600.0  # seconds until a file is open, and until a request is answered
@@ -68,14 +70,18 @@ class LlamaCpp:
             raise MissingExtraError("xllamacpp", "gguf", "verification")
         self.file, self.timeout = file, timeout
         threads = threads or (1 if file.stat().st_size < SMALL else os.cpu_count() or 1)
-        self._settings = {"file": str(file), "context": context, "threads": threads, "key": secrets.token_hex(16)}
+        self._settings = {"file": str(file.resolve()), "context": context, "threads": threads, "key": secrets.token_hex(16)}
 
     def __enter__(self) -> LlamaCpp:
         self._log = tempfile.TemporaryFile()
         command = [sys.executable, "-m", "mlxforge.export.llama"]
         pipe = subprocess.PIPE
+        paths = (str(PACKAGE.parent), os.environ.get("PYTHONPATH", ""))
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         # Where it aborts, llama.cpp would start a debugger on itself, for seconds and pages.
-        options: dict[str, Any] = {"env": {**os.environ, "GGML_NO_BACKTRACE": "1"}, "start_new_session": True}
+        environment["GGML_NO_BACKTRACE"] = "1"
+        # From /, no file that lies about can be taken for a module.
+        options: dict[str, Any] = {"env": environment, "cwd": "/", "start_new_session": True}
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._log, **options)
         try:
             self._process.stdin.write(json.dumps(self._settings).encode() + b"\n")  # type: ignore[union-attr]
@@ -136,7 +142,7 @@ class LlamaCpp:
             response = self._connection.getresponse()
             answer = json.loads(response.read())
         except TimeoutError as error:
-            raise self._failed(f"did not answer {path} in {self.timeout:.0f} s") from error
+            raise self._failed(f"did not answer {path} in {self.timeout:g} s") from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise self._failed(f"ended while it answered {path}") from error
         if response.status != 200:
@@ -172,6 +178,8 @@ class LlamaCpp:
         # What is reported is not biased, and is left out where the token that comes next is a part of a character.
         made = self._complete(ids, 1, n_probs=n, logit_bias=[[self._whole, OUTRIGHT]])["completion_probabilities"][0]
         made = made["top_logprobs"]
+        import numpy as np
+
         values = np.array([token["logprob"] for token in made], np.float32)
         return np.array([token["id"] for token in made], np.int64), np.maximum(values, FLOOR)
 

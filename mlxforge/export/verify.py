@@ -169,7 +169,9 @@ def opened(file: Path) -> Any:
 def texts(llama: LlamaCpp, subject: Subject, count: int) -> Iterator[Check]:
     """Token ids of the fuzz set, special tokens' names among it, and what goes before a text."""
     wrong: list[str] = []
-    chosen = subject.vocabulary.comparable(fuzz_texts(SEED, count, specials(subject)))
+    drawn = fuzz_texts(SEED, max(count, FUZZ), specials(subject))
+    # The first ones are single pieces, so a few are taken from all over.
+    chosen = subject.vocabulary.comparable(drawn[:: max(1, len(drawn) // max(count, 1))])
     for text in chosen:
         own, theirs = subject.encode(text), llama.tokenize(text, special=True)
         if own != theirs:
