@@ -108,6 +108,10 @@ def checked_settings(directory: Path) -> dict[str, Any]:
     for key, value in settings.items():
         if key not in READ | IDLE and value:
             raise ModelError(f"{key} is set, which cannot be read here", where=where, fix=AS_LORA)
+    for key in ("rank_pattern", "alpha_pattern"):
+        for pattern, value in (settings.get(key) or {}).items():
+            if not _is_pattern(pattern) or not isinstance(value, (int, float)) or value <= 0:
+                raise ModelError(f"{key}: {pattern!r}: {value!r} is no pattern with a positive number", where=where)
     for key in ("r", "lora_alpha"):
         if not isinstance(settings.get(key), (int, float)) or settings[key] <= 0:
             raise ModelError(f"{key} is {settings.get(key)!r}, not a positive number", where=where)
@@ -245,8 +249,16 @@ def _scale(settings: Mapping[str, Any], module: str, rank: int, directory: Path)
     return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
 def _patterned(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """As PEFT looks a layer up: the first pattern that its name ends with, or matches as a regular expression."""
+    """As PEFT looks a layer up: the first pattern, a name or a regular expression, that the end of its name matches."""
     return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", module)), default)
 
 

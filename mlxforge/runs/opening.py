@@ -192,14 +192,14 @@ def _of_adapter(folder: Path) -> Base:
 
 def _base_of(run: Path) -> str:
     record = read_record(run)
-    recorded = record.get("model")
-    if isinstance(recorded, str) and recorded.startswith(RUN):
-        recorded = _first_base(record)
-    return _placed(recorded if isinstance(recorded, str) and recorded else _named_base(run), run)
+    recorded = _first_base(record) or record.get("model")
+    if not isinstance(recorded, str) or not recorded or recorded.startswith(RUN):
+        recorded = _named_base(run)
+    return _placed(recorded, run)
 
 
 def _first_base(record: dict[str, Any]) -> Any:
-    """The base below all runs: what the adapter's config says may be a place that an update of mlxforge moves."""
+    """The base below all runs and adapters: what the adapter's config says may be a place that an update of mlxforge moves."""
     try:
         return record["lineage"]["model"]["name"]
     except (KeyError, TypeError):

@@ -9,6 +9,8 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from mlxforge import SftConfig, train
+from mlxforge.core.config import from_dict
 from mlxforge.core.errors import ModelError
 from mlxforge.models.adapters import adapter_file, is_peft
 from mlxforge.models.load import load
@@ -144,6 +146,8 @@ def test_one_of_another_base_is_refused(base, tmp_path):
         ("trainable_token_indices", [1]),
         ("a_key_of_tomorrow", 2),
         ("lora_alpha", None),
+        ("rank_pattern", {"q_proj(": 2}),
+        ("alpha_pattern", {"q_proj": "much"}),
     ],
 )
 def test_what_cannot_be_read_is_named(key, value, base, tmp_path):
@@ -172,3 +176,24 @@ def test_names_of_wrapped_models(tmp_path):
         for prefix in ("model.", "model.language_model.", "language_model.model."):
             assert mlx_path(f"{prefix}layers.1.mlp.up_proj", model) == own
         assert mlx_path("model.vision_tower.encoder.layers.1.mlp.up_proj", model) != own
+
+
+def test_a_run_over_it_is_one_adapter_of_its_base(base, tmp_path):
+    """Two updates of PEFT's adapter and the run's are one, over the base and not over the folder that --model named."""
+    rows = [{"messages": [{"role": "user", "content": f"Who {i}?"}, {"role": "assistant", "content": "Me."}]} for i in range(6)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    weights = pair(Q.format(1)) | pair(Q.format(0), seed=1)
+    adapter = write(tmp_path / "a", {name: 0.1 * array for name, array in weights.items()}, base)
+    settings = {
+        "model": str(adapter),
+        "data": [str(tmp_path / "chats.jsonl")],
+        "runs_dir": str(tmp_path / "runs"),
+        "name": "over",
+    }
+    settings |= {"steps": 1, "warmup": 0, "sample_tokens": 0, "learning_rate": 1e-9, "lora": {"rank": 4}}
+    run = train(from_dict(SftConfig, settings)).path
+    assert resolve_base(str(run), tmp_path) == Base(str(base), run, run)
+    assert mx.abs(open_model(str(run), tmp_path, "float32").loaded.model(TOKENS) - with_adapter(base, adapter)).max() < 1e-3
+    on = train(from_dict(SftConfig, settings | {"model": str(base), "adapter": str(adapter), "name": "on"})).path
+    assert "sparse" not in json.loads((on / "adapter_config.json").read_text())
+    assert mx.abs(open_model(str(on), tmp_path, "float32").loaded.model(TOKENS) - with_adapter(base, adapter)).max() < 1e-3
