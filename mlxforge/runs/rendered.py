@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxforge.core.errors import DataError
+from mlxforge.core.errors import ConfigError, DataError, ModelError
 from mlxforge.core.events import Emit, Warned, ignore
 from mlxforge.core.files import cache_dir
 from mlxforge.core.rows import Chat, Message
@@ -36,9 +36,14 @@ def rendering(settings: ChatSettings, base: Base, cache: Path | None) -> Renderi
     Raises:
         ModelError: the template is missing or cannot be used.
     """
+    from mlxforge.models.render import TemplateRefused
     from mlxforge.models.template import load_template
 
-    template = load_template(base.path, base.detected, saved=base.run)
+    try:
+        template = load_template(base.path, base.detected, saved=base.run)
+    except TemplateRefused as refused:
+        what = f"the template refuses a plain question with its answer, and so any row: {refused.what.partition(': ')[2]}"
+        raise ModelError(what, where=refused.where, fix=f"mend the chat template of {base.run or base.path}") from refused
     text = make_encoder(base.tokenizer, base.path, base.fast)
     folder = cache or cache_dir() / "tokens"
     return Rendering(template, text, RowOptions(folder, text.vocabulary, settings.format, settings.map, settings.skip_bad))
@@ -61,8 +66,10 @@ def questions_of(settings: ChatSettings, template: Any, base: Base, thinking: bo
     """The conversations of the task, each without its last answer.
 
     Raises:
-        DataError: bad rows, or a conversation that does not end with an answer.
+        DataError: bad rows, or conversations that do not end with an answer or that the template refuses.
     """
+    from mlxforge.models.render import TemplateRefused
+
     if settings.task is None:
         return []
     reading = Reading()
@@ -74,7 +81,14 @@ def questions_of(settings: ChatSettings, template: Any, base: Base, thinking: bo
     reading.check()
     if not rows:
         raise DataError("no question", where=settings.task, fix="give conversations that end with the right answer")
-    found = [_question(template, base, row.row, thinking) for row in rows if isinstance(row.row, Chat)]
+    found = []
+    for row in rows:
+        assert isinstance(row.row, Chat)
+        try:
+            found.append(_question(template, base, row.row, thinking))
+        except TemplateRefused as refused:
+            reading.problem(refused.what, row.origin, str(refused.where))
+    reading.check()
     if long := sum(size > settings.answer_tokens for _, size in found):
         what = f"answers of the task longer than answer_tokens {settings.answer_tokens}, which cannot be given whole: {long:,}"
         emit(Warned(message=what))
@@ -93,9 +107,20 @@ def _question(template: Any, base: Base, chat: Chat, thinking: bool) -> tuple[Qu
 
 
 def asked(settings: TrainSettings, template: Any, thinking: bool) -> list[Question]:
-    """The settings' own sample texts as questions."""
-    messages = [(Message("user", text),) for text in settings.samples]
-    return [Question(template.prompt(one, thinking=thinking), one[0].content) for one in messages]
+    """The settings' own sample texts as questions.
+
+    Raises:
+        ConfigError: the template refuses one.
+    """
+    from mlxforge.models.render import TemplateRefused
+
+    found = []
+    for text in settings.samples:
+        try:
+            found.append(Question(template.prompt((Message("user", text),), thinking=thinking), text))
+        except TemplateRefused as refused:
+            raise ConfigError(f"{text!r}: {refused.what}", where="samples", fix=str(refused.where)) from refused
+    return found
 
 
 def asked_first(template: Any, rows: Any, thinking: bool) -> list[Question]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import mlx.core as mx
 import mlx_lm
@@ -12,6 +13,7 @@ from mlxforge import Control, CptConfig, SftConfig, plan, resume, train
 from mlxforge.core.config import from_dict
 from mlxforge.core.errors import ConfigError, DataError, MlxforgeError, RunError
 from mlxforge.core.events import Noted, RunStarted, Sampled, Scored, Warned
+from mlxforge.core.files import embedded
 from mlxforge.core.rows import Message
 from mlxforge.models.tiny import make_tiny
 from mlxforge.runs.opening import open_model, resolve_base
@@ -259,6 +261,30 @@ def test_system_messages_and_thoughts_are_rendered_as_trained(tmp_path):
     prompt = opened.template.render((Message("user", "Hi"),), generation=True)
     assert "<think>" not in prompt or "</think>" in prompt
     assert ended.status == "finished"
+
+
+REFUSING = (
+    "{% for m in messages %}{{ m.content }}{{ eos_token }}{% if m.content == 'bad' or WHEN %}"
+    "{{ raise_exception('no way') }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("when", "settings", "said"),
+    [
+        ("true", {}, r"line 1: .* refuses a plain question with its answer, and so any row: no way \(mend .*model"),
+        ("false", {"data": "bad"}, r"bad.jsonl:1: the template refuses this conversation: no way"),
+        ("false", {"task": "bad"}, r"bad.jsonl:1: the template refuses this conversation: no way"),
+        ("false", {"samples": ["bad"]}, "samples: 'bad': the template refuses this conversation: no way"),
+    ],
+)
+def test_what_a_template_refuses_is_named(when, settings, said, data, tmp_path):
+    model = shutil.copytree(embedded("data", "tiny"), tmp_path / "model")
+    (model / "chat_template.jinja").write_text(REFUSING.replace("WHEN", when))
+    bad = write(tmp_path / "bad.jsonl", [{"prompt": "bad", "completion": "b"}])
+    given = {key: bad if value == "bad" else value for key, value in settings.items()}
+    with pytest.raises(MlxforgeError, match=said):
+        plan(config(given.pop("data", data), tmp_path, model=str(model), **given))
 
 
 def test_the_text_of_the_base_run_is_replayed(data, documents, tmp_path):
