@@ -71,7 +71,7 @@ def when(condition: str, yes: str, no: str = "") -> str:
 
 def literal(text: str) -> str:
     """Text outside actions; what Go or a Modelfile would read as something else goes into a string."""
-    return re.sub(r'(\{\{|\{\Z|""")|[^\n\t]', _shown, text)
+    return re.sub(r'(\{+|""")|[^\n\t]', _shown, text)
 
 
 def quoted(text: str) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,20 @@ from mlxforge.core.rows import Message
 from mlxforge.export.gotemplate import go_text, literal, quoted
 from mlxforge.export.llama import LlamaCpp, available
 from mlxforge.export.ollama import adds_bos, checked, model_name, modelfile, parameters, stops
-from mlxforge.export.turns import BEGUN, FIRST, LATE, NEXT, SAID, SYSTEM, THOUGHT, NoTable, conversations, plain, turns_of
+from mlxforge.export.turns import (
+    BEGUN,
+    FIRST,
+    LATE,
+    NEXT,
+    SAID,
+    SYSTEM,
+    THOUGHT,
+    NoTable,
+    Turns,
+    conversations,
+    plain,
+    turns_of,
+)
 from mlxforge.models.families import FAMILIES, TEMPLATES
 from mlxforge.models.template import ChatTemplate, load_template
 from mlxforge.models.tiny import make_tiny, special_tokens, write_tokenizer
@@ -93,6 +108,47 @@ def test_go_renders_what_the_jinja_renders(templates):
                 expected.append(turns.render(messages, thinking=thinking) if own is None else plain(template, own))
     wrong = [(*at, ours, text) for at, ours, text in zip(names, expected, rendered(cases), strict=True) if ours != text]
     assert not wrong, f"{len(wrong)} of {len(cases)}: {wrong[0]}"
+
+
+@pytest.mark.skipif(GO is None, reason="there is no go on PATH: apt-get install golang-go, or brew install go")
+def test_go_renders_any_table():
+    draw = random.Random(7)
+    pieces = [
+        "",
+        "<|im_end|>",
+        "\n",
+        "100% ",
+        "%s",
+        "{",
+        "{{ .Role }}",
+        "}}",
+        '"',
+        "\\n",
+        " ",
+        "\u3000",
+        "- ",
+        "<think>\n",
+        "▁",
+    ]
+
+    def text() -> str:
+        return "".join(draw.choices(pieces, k=draw.randrange(5)))
+
+    def around() -> tuple[str, str]:
+        return text(), text()
+
+    cases, expected = [], []
+    for _ in range(150):
+        fold = draw.choice(["turn", "first", "last"])
+        turns = Turns(around(), fold, around(), around(), around(), text())
+        turns = replace(turns, silent=text() if draw.random() < 0.5 else None)
+        turns = replace(turns, thoughts=around() if draw.random() < 0.5 else None, keeps=draw.random() < 0.5)
+        for messages in (*draw.sample(conversations(), 4), *UNUSUAL):
+            thinking = draw.random() < 0.5
+            cases.append(case(go_text(turns), messages, thinking))
+            expected.append(turns.render(messages, thinking=thinking))
+    assert rendered(cases) == expected
+    assert not any('"""' in one["Template"] for one in cases), "which would end the text in a Modelfile"
 
 
 @pytest.mark.skipif(GO is None, reason="there is no go on PATH: apt-get install golang-go, or brew install go")
