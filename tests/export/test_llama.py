@@ -105,6 +105,7 @@ def test_a_process_that_dies_fails_and_none_is_left(file):
     with LlamaCpp(file) as opened:
         process = opened._process
         os.kill(process.pid, signal.SIGABRT)
+        process.wait(20)
         with pytest.raises(LlamaFailed, match="killed by signal 6"):
             opened.tokenize("a")
     assert process.poll() is not None
