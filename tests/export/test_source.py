@@ -75,6 +75,15 @@ def test_a_packed_base_and_an_adapter_over_it(mode, bits, group, dtype, make_ada
             assert merged.raw(f"{path}.weight") is None
 
 
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [("llama3", "dora"), ("llama3", "full"), ("qwen3_moe", "lora"), ("granitemoe", "full"), ("qwen3_5", "full")],
+)
+def test_any_rows_of_what_an_adapter_changes(family, kind, hub_base, make_adapter, tmp_path):
+    base = hub_base(family, tmp_path / "base")
+    whole_and_parts_agree(open_source(base, make_adapter(tmp_path / "adapter", base, kind=kind)))
+
+
 def test_a_layer_packed_in_its_own_way(tmp_path):
     """The config names it, or the shapes tell."""
     tiny = make_tiny("llama3", tmp_path / "tiny")
@@ -152,6 +161,11 @@ def test_rounding_is_that_of_mlx(block, dtype):
     stored = narrowed(block, FLOATS[dtype])
     wanted = np.array(mx.array(block).astype(getattr(mx, dtype)).astype(mx.float32))
     assert np.array_equal(widened(stored, FLOATS[dtype]), wanted, equal_nan=True)
+
+
+def test_ties_go_to_the_even_one():
+    between = np.array([0x3F808000, 0x3F818000, 0x3F808001, 0xBF818000, 0x7F800000, 0x7F800001], np.uint32).view(np.float32)
+    assert [hex(bits) for bits in narrowed(between, "BF16")] == ["0x3f80", "0x3f82", "0x3f81", "0xbf82", "0x7f80", "0x7fc0"]
 
 
 def test_blocks_cover_all_rows():
