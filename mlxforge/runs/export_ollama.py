@@ -70,7 +70,6 @@ def export_ollama(
     check_outputs(output, makes.values(), force)
     for note in notes:
         emit(Noted(message=note))
-    home.mkdir(parents=True, exist_ok=True)
     target = files[quants[0]] if len(quants) == 1 else home / f"{short}.gguf"
     result = export_gguf(base, target, quants, verify=verify, force=force, emit=emit)
     for limit in result["notes"]:

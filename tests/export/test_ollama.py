@@ -243,7 +243,14 @@ def with_beginning(folder: Path) -> None:
 
 @pytest.mark.skipif(not available(), reason="the extra 'gguf' is not installed")
 @pytest.mark.parametrize(
-    ("family", "begins"), [("llama3", True), ("llama3", False), ("gemma2", True), ("mistral", True), ("qwen3", False)]
+    ("family", "begins"),
+    [
+        ("llama3", True),
+        ("llama3", False),
+        ("gemma2", True),
+        pytest.param("mistral", True, marks=pytest.mark.slow),
+        ("qwen3", False),
+    ],
 )
 def test_llama_cpp_makes_the_ids_of_training_of_it(family, begins, tmp_path):
     """Ollama gives the text that Go renders to llama.cpp, with what the file says goes before a text."""
@@ -304,6 +311,13 @@ def test_nothing_is_written_where_the_template_cannot_be(tmp_path):
     go = "{{ range .Messages }}{{ .Content }}{{ end }}"
     mine = export_ollama(Base(str(folder)), tmp_path / "mine", ["f16"], go=go, verify=False)
     assert read(Path(mine["models"][0]["modelfile"]).read_text())["TEMPLATE"] == [go]
+
+
+def test_a_refused_model_leaves_no_folder(tmp_path):
+    folder = make_tiny("qwen2_moe", tmp_path / "model")
+    with pytest.raises(ModelError, match="qwen2_moe"):
+        export_ollama(Base(str(folder)), tmp_path / "out", ["f16"], verify=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_system_message_that_would_change_is_refused():
