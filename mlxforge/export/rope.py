@@ -24,7 +24,7 @@ def rope(row: Architecture, config: Config) -> Config:
         what = f"llama.cpp's {row.name} has no rope scaling of type '{kind}' (it has {', '.join(row.scalings)})"
         raise ModelError(what, where=config.where, fix="use 'mlxforge export mlx'")
     if kind == "yarn" and (found.get("beta_fast") or 32, found.get("beta_slow") or 1) != (32, 1):
-        # It reads other values from the file and computes with these (measured in b11549).
+        # Other values in the file change nothing: the log-probabilities stay the same to the bit (measured in b11549).
         what = "llama.cpp takes YaRN with beta_fast 32 and beta_slow 1 only"
         raise ModelError(what, where=config.where, fix="use 'mlxforge export mlx'")
     theta = found.get("rope_theta") or config.get("rope_theta") or 10000.0
