@@ -9,7 +9,7 @@ import numpy as np
 
 from mlxforge.export.source import Source
 
-BLOCK = 8 * 2**20  # values of a block: 32 MB of float32
+BLOCK = 2 * 2**20  # values of a block: 8 MB of float32, whose memory is used again; much larger ones are slower
 Order = Callable[[int, tuple[int, ...]], np.ndarray]
 
 
@@ -88,7 +88,7 @@ class Placed:
     values: tuple[float, ...] = ()
 
     def blocks(self, source: Source) -> Iterator[np.ndarray]:
-        """The values in float32, in order: blocks (rows, last axis) of about 32 MB, 1-D for a 1-D tensor.
+        """The values in float32, in order: blocks (rows, last axis) of about 8 MB, 1-D for a 1-D tensor.
 
         Reads no more at once than a block, or one expert of a tensor that is stored with its experts stacked.
         """
