@@ -18,6 +18,7 @@ from mlxforge.export.quantize import Described, quant_of
 TEXT, COUNT = GGUFValueType.STRING, GGUFValueType.UINT32
 # llama.cpp lets special tokens swallow the space after them where general.name holds this, all but these three.
 PHI3 = re.compile(r"phi-?(3)", re.IGNORECASE)
+STRIPPING = re.compile(rb'"rstrip":\s*true')
 UNSTRIPPED = {"<unk>", "<s>", "<|endoftext|>"}
 
 
@@ -71,7 +72,10 @@ def honest_name(name: str, folder: Path) -> str:
     spelled "Phi 3" in the name of any other.
     """
     file = folder / "tokenizer.json"
-    content = json.loads(file.read_bytes()) if file.is_file() else {}
+    stored = file.read_bytes() if file.is_file() else b"{}"
+    if not PHI3.search(name) and not STRIPPING.search(stored):
+        return name  # without parsing megabytes of merges
+    content = json.loads(stored)
     added = content.get("added_tokens") or []
     known = {token["content"] for token in added} | set((content.get("model") or {}).get("vocab") or {} if added else ())
     stripping = any(token.get("rstrip") for token in added)

@@ -299,6 +299,40 @@ def test_experts_in_the_size(tmp_path):
     assert {key: value for key, value, _ in general(tmp_path, tensors, "x")}["general.size_label"] == "8x775K"
 
 
+LARGE = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from mlxforge.export.gguf import write_gguf
+from mlxforge.export.source import Entry
+from mlxforge.export.tensors import Placed
+
+class Source:
+    path = Path(sys.argv[1])
+    entries = {"e": Entry("e", sys.argv[2], (150_000, 1024))}
+    def rows(self, name, start, stop):
+        return np.resize(np.linspace(-1, 1, 999, dtype=np.float32), (stop - start, 1024))
+    def chunks(self, name):
+        return (bytes(300 * 2048) for _ in range(500))
+
+placed = [Placed("token_embd.weight", (150_000, 1024), ("e",), stored=((150_000, 1024),))]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+write_gguf(Path(sys.argv[1], "out.gguf"), Source(), placed, [("general.architecture", "llama", "STRING")], sys.argv[3])
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print((after - before) * (1 if sys.platform == "darwin" else 1024), after * (1 if sys.platform == "darwin" else 1024))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stored", "quant"), [("BF16", "f16"), ("F16", "f16"), ("BF16", "bf16"), ("BF16", "q8_0")])
+def test_memory_is_bounded_by_blocks(tmp_path, stored, quant):
+    """An embedding of 307 MB takes less than 200 MB to write, and the process less than the promise."""
+    command = [sys.executable, "-c", LARGE, str(tmp_path), stored, quant]
+    added, whole = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert added < 200e6
+    assert whole < 1.5 * 150_000 * 1024 * 2 + 300e6
+
+
 # llama-quantize itself
 
 CASES = {
