@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Protocol, Union
 import numpy as np
 
 from mlxforge.core.errors import ConfigError, MlxforgeError, ModelError, RunFailed
-from mlxforge.core.events import Emit, Progress, ignore
+from mlxforge.core.events import Emit, Noted, Progress, ignore
 from mlxforge.core.files import disk_errors, new_file
 from mlxforge.export.general import file_keys, general
 from mlxforge.export.header import ALIGNMENT, Key, header, padded
@@ -86,6 +86,9 @@ def write_gguf(
     tensors = sorted(placed, key=lambda tensor: file_order(tensor.name))
     types, fallbacks = chosen_types(tensors, metadata, quant)
     keys = file_metadata(source, tensors, metadata, quant, name, base_model)
+    called = next(row[1] for row in keys if row[0] == "general.name")
+    if name and called != name:
+        emit(Noted(message=f"the file is called '{called}', not '{name}': llama.cpp reads tokens by phi-3 in the name"))
     result: dict[str, Any] = {"file": str(output), "quant": quant}
     if needs_library(types.values()) and library() is None:
         quantizer = by_llama_quantize(output, source, tensors, keys, quant, threads, emit)

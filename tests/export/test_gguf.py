@@ -273,6 +273,13 @@ def test_the_name_does_not_change_the_tokenizer(tmp_path, content, name, expecte
     assert honest_name(name, tmp_path) == expected
 
 
+def test_a_changed_name_is_said(tmp_path):
+    source, tensors, keys = model(tmp_path, layers=1)
+    heard = []
+    write_gguf(tmp_path / "out.gguf", source, tensors, keys, "f16", name="phi3-notes", emit=heard.append)
+    assert heard[0].message.startswith("the file is called 'Phi 3-notes', not 'phi3-notes'")
+
+
 def test_the_card_says_licence_and_base(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\nbase_model:\n- org/base\ntags: [a]\n---\n# Text\n")
     keys = {key: value for key, value, _ in general(tmp_path, [Placed("a.weight", (1000, 2000))], "x")}
