@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ class Probe:
 
     ids: list[int]
     prompt: int
-    tops: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    tops: dict[int, tuple[np.ndarray, np.ndarray]]
 
 
 def verify(file: Path, subject: Subject, *, fuzz: int = FUZZ, emit: Emit = ignore) -> tuple[list[Check], Compared]:
@@ -259,10 +259,12 @@ def probed(llama: LlamaCpp, subject: Subject) -> list[Probe]:
     prompts.append([*subject.start, *subject.encode(PLAIN)])
     probes = []
     for prompt in prompts:
-        probe = Probe([*prompt, *llama.greedy(prompt, ANSWER)], len(prompt))
-        ends = {*np.linspace(1, len(prompt), PLACES, dtype=int).tolist(), *range(len(prompt), len(probe.ids), 4)}
-        probe.tops = {end: llama.logprobs(probe.ids[:end], TOP) for end in sorted(ends)}
-        probes.append(probe)
+        # In ascending order, so that llama.cpp reads each prompt once.
+        places = sorted({*np.linspace(1, len(prompt), PLACES, dtype=int).tolist()})
+        tops = {end: llama.logprobs(prompt[:end], TOP) for end in places}
+        ids = [*prompt, *llama.greedy(prompt, ANSWER)]
+        tops |= {end: llama.logprobs(ids[:end], TOP) for end in range(len(prompt) + 4, len(ids), 4)}
+        probes.append(Probe(ids, len(prompt), tops))
     return probes
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mlxforge.core.errors import ConfigError, MissingExtraError
-from mlxforge.core.events import Emit, Noted, ignore
+from mlxforge.core.errors import ConfigError, MissingExtraError, MlxforgeError
+from mlxforge.core.events import Emit, Noted, Warned, ignore
 from mlxforge.core.files import disk_errors
 from mlxforge.models.hub import display_name
 from mlxforge.runs.opening import Base
@@ -123,7 +123,14 @@ def one_file(
     written = write_gguf(place, made.source, made.placed, keys, quant, name=made.name, base_model=below, force=force, emit=emit)
     if not verify:
         return {**written, "passed": None}
-    found = checked(place, made, written, fuzz=fuzz, emit=emit)
+    try:
+        found = checked(place, made, written, fuzz=fuzz, emit=emit)
+    except KeyboardInterrupt:
+        emit(Warned(message=f"stopped before it was verified: {place} is whole; 'mlxforge verify' goes on"))
+        raise
+    except MlxforgeError:
+        place.unlink(missing_ok=True)
+        raise
     if found["passed"]:
         with disk_errors(file):
             os.replace(place, file)
