@@ -58,7 +58,7 @@ class LlamaCpp:
     Args:
         file: any name will do, ``*.unverified`` too.
         context: tokens that a prompt and its continuation may take.
-        threads: None for every core, or one where the file is small.
+        threads: None for all cores but one, or for one thread where the file is small.
 
     Raises:
         MissingExtraError: no xllamacpp.
@@ -69,7 +69,8 @@ class LlamaCpp:
         if not available():
             raise MissingExtraError("xllamacpp", "gguf", "verification")
         self.file, self.timeout = file, timeout
-        threads = threads or (1 if file.stat().st_size < SMALL else os.cpu_count() or 1)
+        # llama.cpp's threads wait for each other by spinning: where one has no core of its own, all take several times as long.
+        threads = threads or (1 if file.stat().st_size < SMALL else max(1, (os.cpu_count() or 2) - 1))
         self._settings = {"file": str(file.resolve()), "context": context, "threads": threads, "key": secrets.token_hex(16)}
 
     def __enter__(self) -> LlamaCpp:

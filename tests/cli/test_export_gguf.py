@@ -202,6 +202,7 @@ def test_the_kinds_on_the_command_line_are_the_exporters():
     assert command.DEFAULT in QUANTS
 
 
+@pytest.mark.slow
 def test_an_adapter_over_a_model(trained, tmp_path, capsys):
     shutil.copytree(trained, tmp_path / "adapter", ignore=shutil.ignore_patterns("checkpoints", "run.json", "events*"))
     words = ("--model", "tiny", "--adapter", tmp_path / "adapter", "--quant", "bf16", "-o", tmp_path / "out.gguf", "--json")
