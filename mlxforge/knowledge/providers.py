@@ -1,0 +1,128 @@
+"""Who writes: one table of providers, each answering many requests, and what the answers cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mlxforge.core.errors import ConfigError, RunFailed, did_you_mean
+
+START = "start it: mlxforge serve --model MODEL, ollama serve, or mend the URL"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to a model.
+
+    Attributes:
+        key: what the reply is known by; another for every request.
+        messages: ``role`` and ``content`` of each turn.
+        schema: the JSON schema of the answer, of the few keywords in :mod:`mlxforge.knowledge.schemas`; None for free text.
+        temperature: 0 takes the likeliest token.
+        seed: with it and the rest, a local model's answer is settled.
+    """
+
+    key: str
+    messages: tuple[Mapping[str, str], ...]
+    schema: Mapping[str, Any] | None = None
+    max_tokens: int = 1024
+    temperature: float = 0.7
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What became of the request ``key``: ``text``, or an ``error``.
+
+    Attributes:
+        text: JSON where the request had a schema and the model kept to it; the caller checks.
+        later: the error may pass: the request can be made again. Otherwise it would end as it did.
+        cost: US dollars, for what went wrong too.
+    """
+
+    key: str
+    text: str = ""
+    error: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+    later: bool = False
+
+
+@dataclass(frozen=True)
+class ProviderSettings:
+    """How a provider is reached and what it may cost.
+
+    Attributes:
+        model: for ``mlx`` ``tiny``, a folder or a hub id; for ``openai`` the server's name of it, empty for its only one.
+        url: for ``openai``; empty for ``$OPENAI_BASE_URL``.
+        concurrency: requests answered at a time.
+        rpm: requests a minute at most; 0 for no limit.
+        timeout: seconds for one reply.
+        price_in, price_out: US dollars for a million tokens.
+        max_cost: US dollars that are not exceeded, ``spent`` included; 0 for no limit.
+        opener: how ``mlx`` loads a model: name -> (model, template); runs give one that knows runs and adapters too.
+    """
+
+    model: str = ""
+    url: str = ""
+    concurrency: int = 8
+    rpm: float = 0.0
+    timeout: float = 120.0
+    price_in: float = 0.0
+    price_out: float = 0.0
+    max_cost: float = 0.0
+    spent: float = 0.0
+    opener: Callable[[str], tuple[Any, Any]] | None = None
+
+    def cost(self, prompt: int, completion: int) -> float:
+        """US dollars of a call."""
+        return (prompt * self.price_in + completion * self.price_out) / 1e6
+
+
+class Provider(Protocol):
+    """Answers requests. ``model`` is what provenance calls it."""
+
+    @property
+    def model(self) -> str: ...
+
+    def complete(self, requests: Iterable[Request]) -> Iterator[Reply]:
+        """A reply to each request, each key once, in any order; requests are taken as they are needed.
+
+        Raises:
+            CostReached: the next call could exceed the ceiling. All begun before are answered first.
+            RunFailed: the provider does not work.
+        """
+        ...
+
+
+class CostReached(RunFailed):
+    """The ceiling stands in the way of the next call."""
+
+
+def _mlx(settings: ProviderSettings) -> Provider:
+    from mlxforge.knowledge.local import LocalProvider
+
+    return LocalProvider(settings)
+
+
+def _openai(settings: ProviderSettings) -> Provider:
+    from mlxforge.knowledge.remote import RemoteProvider
+
+    return RemoteProvider(settings)
+
+
+PROVIDERS: dict[str, Callable[[ProviderSettings], Provider]] = {"mlx": _mlx, "openai": _openai}
+
+
+def provider(name: str, settings: ProviderSettings) -> Provider:
+    """A provider of the table, ready.
+
+    Raises:
+        ConfigError: no such provider, nothing answers at its URL, or no such model.
+        MissingExtraError: ``mlx`` without the package ``llguidance``.
+    """
+    if name not in PROVIDERS:
+        raise ConfigError(f"unknown provider '{name}'", where="--provider", fix=did_you_mean(name, PROVIDERS))
+    return PROVIDERS[name](settings)
