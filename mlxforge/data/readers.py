@@ -10,6 +10,7 @@ import csv
 import itertools
 import logging
 import os
+import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from mlxforge.core.errors import DataError, MissingExtraError
+from mlxforge.data import kb
 
 SHOWN = 20  # problems told in words; the rest are counted
 BLOCK = 1 << 20  # bytes of a text file read at a time
@@ -315,6 +317,39 @@ def read_parquet(path: Path, reading: Reading) -> Iterator[Record]:
         reading.problem(f"not a readable Parquet file: {plain(error)}", shown(path), fatal=True)
 
 
+class StoredText(FileText):
+    """A document of a knowledge base, chunk after chunk, edits included."""
+
+    def __init__(self, path: Path, reading: Reading, connection: sqlite3.Connection, document: int, name: str) -> None:
+        super().__init__(path, reading)
+        self.connection, self.document = connection, document
+        self.origin = f"{self.origin}:{name}"
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            with kb.store_errors(self.path):
+                yield from kb.text_of(self.connection, self.document)
+        except DataError as error:
+            self.reading.problem(error.what, self.origin, error.fix, fatal=True)
+
+
+def read_knowledge(path: Path, reading: Reading) -> Iterator[StoredText]:
+    """The documents of a knowledge base by path, all as they stood at one moment; those marked removed are left out."""
+    size = path.stat().st_size
+    try:
+        with kb.open_readonly(path) as connection, kb.store_errors(path):
+            connection.execute("BEGIN")
+            found = kb.documents(connection)
+            if not found:
+                fix = f"add some: mlxforge ingest PATH --into {shown(path)}"
+                reading.problem("the knowledge base holds no document", shown(path), fix, fatal=True)
+            for number, (document, name) in enumerate(found, 1):
+                yield StoredText(path, reading, connection, document, name)
+                reading.bytes += size * number // len(found) - size * (number - 1) // len(found)
+    except DataError as error:
+        reading.problem(error.what, error.where, error.fix, fatal=True)
+
+
 READERS: dict[str, Reader] = {
     ".txt": read_text,
     ".md": read_text,
@@ -323,7 +358,11 @@ READERS: dict[str, Reader] = {
     ".json": read_json,
     ".parquet": read_parquet,
     ".csv": read_csv,
+    ".sqlite": read_knowledge,
+    ".sqlite3": read_knowledge,
+    ".db": read_knowledge,
 }
+NAMED = {suffix for suffix, reader in READERS.items() if reader is read_knowledge}  # read where named, not in a folder
 
 
 def read_file(path: Path, reading: Reading) -> Iterator[Record | FileText]:

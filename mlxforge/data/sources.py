@@ -17,7 +17,8 @@ from typing import Any
 from mlxforge.core.errors import DataError, did_you_mean
 from mlxforge.core.events import Emit, Noted, ignore
 from mlxforge.core.files import bytes_hash, file_hash
-from mlxforge.data.readers import READERS, FileText, Reading, Record, read_file, read_hub, shown, type_of
+from mlxforge.data import kb
+from mlxforge.data.readers import NAMED, READERS, FileText, Reading, Record, read_file, read_hub, shown, type_of
 
 HUB = "hub:"
 
@@ -104,7 +105,8 @@ def _files(source: Source, reading: Reading, skipped: Counter[str]) -> tuple[Pat
     if path.is_dir():
         found = tuple(_walk(path, reading, skipped))
         if not found:
-            reading.problem("no readable files in the folder", shown(path), f"readable: {' '.join(sorted(READERS))}")
+            readable = " ".join(sorted(READERS.keys() - NAMED))
+            reading.problem("no readable files in the folder", shown(path), f"readable: {readable}")
         return found
     if not os.path.lexists(path):
         reading.problem("no such file or folder", shown(path))
@@ -135,7 +137,7 @@ def _walk(root: Path, reading: Reading, skipped: Counter[str]) -> list[Path]:
         folders[:] = sorted(set(folders).difference(hidden))
         for name in set(names).difference(hidden):
             path = Path(folder, name)
-            if path.suffix.lower() not in READERS:
+            if path.suffix.lower() not in READERS.keys() - NAMED:
                 skipped[path.suffix.lower() or "without suffix"] += 1
             elif not path.is_file():
                 skipped["not a regular file"] += 1
@@ -222,6 +224,8 @@ def content_key(inputs: Iterable[Input]) -> str:
 
 
 def _file_key(path: Path) -> str:
+    if path.suffix.lower() in NAMED:
+        return kb.content_hash(path)
     try:
         return path.suffix.lower() + file_hash(path)
     except OSError as error:

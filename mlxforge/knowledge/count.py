@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,16 @@ class Counter:
     def pieces(self, text: str) -> tuple[Ints, Ints]:
         """(ends, tokens) of the pieces of a text: where each ends, in characters, and its tokens. Text can be cut there."""
         found = PIECE.findall(text)
-        self._learn({piece for piece in set(found) - self.known.keys() if len(piece) <= LONG})
-        lengths = np.fromiter(map(len, found), np.int64, len(found))
         known = self.known
-        tokens = np.fromiter((known.get(piece, -1) for piece in found), np.int64, len(found))
+        self._learn([piece for piece in set(found) if piece not in known and len(piece) <= LONG])
+        lengths = np.fromiter(map(len, found), np.int64, len(found))
+        tokens = np.fromiter(map(known.get, found, repeat(-1)), np.int64, len(found))
         ends = np.cumsum(lengths)
         return self._cut(found, ends, tokens) if (tokens < 0).any() else (ends, tokens)
 
-    def _learn(self, words: set[str]) -> None:
+    def _learn(self, words: list[str]) -> None:
+        if not words:
+            return
         if len(self.known) + len(words) > KEPT:
             self.known.clear()
         ordered = sorted(words)

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from mlxforge.core.errors import DataError
+from mlxforge.data.kb import APPLICATION, VERSION, WAIT, open_readonly, store_errors, text_of, version_of
 
-# In the file's header: "mlxf".
-APPLICATION = 0x6D6C7866
 MIGRATIONS = ("schema.sql",)  # the script that leads to version 1, then to version 2, …
-VERSION = len(MIGRATIONS)
-WAIT = 5.0  # seconds for another process to finish its transaction
+assert len(MIGRATIONS) == VERSION
 
 
 @dataclass(frozen=True)
@@ -99,13 +97,15 @@ class Store:
 
     def text(self, document: int) -> str:
         """A document's text in force: its chunks joined, edits included."""
-        query = 'SELECT text FROM current WHERE document = ? ORDER BY "index"'
-        return "".join(row["text"] for row in self.stream(query, (document,)))
+        with store_errors(self.path):
+            return "".join(text_of(self.connection, document))
 
 
 @contextmanager
-def open_store(path: Path, *, create: bool = False) -> Iterator[Store]:
+def open_store(path: Path, *, create: bool = False, readonly: bool = False) -> Iterator[Store]:
     """The knowledge base at ``path``; a new one where ``create`` is true and there is none.
+
+    ``readonly`` opens one that cannot be written, such as one in a folder of somebody else.
 
     Raises:
         DataError: no such file, no knowledge base, one of a newer version, or one that another process holds.
@@ -115,6 +115,10 @@ def open_store(path: Path, *, create: bool = False) -> Iterator[Store]:
             raise DataError("no knowledge base here", where=str(path), fix=f"make one: mlxforge ingest PATH --into {path}")
         if not path.parent.is_dir():
             raise DataError("no such folder", where=str(path.parent), fix="make it first, or name another place")
+    if readonly:
+        with open_readonly(path) as connection:
+            yield Store(path, connection)
+        return
     with store_errors(path):
         connection = sqlite3.connect(path, timeout=WAIT, isolation_level=None, check_same_thread=False)
     try:
@@ -133,15 +137,8 @@ def open_store(path: Path, *, create: bool = False) -> Iterator[Store]:
 def _migrate(store: Store, create: bool) -> None:
     """Brings the schema to this version, in one transaction."""
     connection = store.connection
-    version, application = (
-        int(connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("user_version", "application_id")
-    )
     empty = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
-    if application != APPLICATION and not (empty and create):
-        raise DataError("a SQLite file, but no knowledge base of mlxforge", where=str(store.path), fix="name another file")
-    if version > VERSION:
-        what = f"a knowledge base of version {version}, this mlxforge knows {VERSION}"
-        raise DataError(what, where=str(store.path), fix="pip install --upgrade mlxforge")
+    version = 0 if empty and create else version_of(connection, store.path)
     if version == VERSION:
         return
     with store.writing():
@@ -160,24 +157,6 @@ def statements(script: str) -> Iterator[str]:
         if sqlite3.complete_statement(statement):
             yield statement
             statement = ""
-
-
-@contextmanager
-def store_errors(path: Path) -> Iterator[None]:
-    """What SQLite says, as one line."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        locked = "locked" in str(error) or "busy" in str(error)
-        if locked:
-            raise DataError(
-                "another process is writing this knowledge base", where=str(path), fix="wait for its end"
-            ) from error
-        raise DataError(f"the knowledge base cannot be used: {error}", where=str(path)) from error
-    except sqlite3.DatabaseError as error:
-        if type(error) is not sqlite3.DatabaseError:  # a broken constraint is our mistake, not the file's
-            raise
-        raise DataError(f"not a whole knowledge base: {error}", where=str(path), fix="restore it, or ingest anew") from error
 
 
 def now() -> str:

@@ -179,7 +179,12 @@ def test_folders_are_read_in_order_and_what_is_left_out_is_counted(here: Path) -
             "a.csv:3: not UTF-8 at byte 7 (save it as UTF-8: iconv -f ENCODING -t UTF-8 FILE)",
         ),
         ("a.csv", b"body,id\na b,1\n", "a.csv:2: no 'text' key (keys: body, id) (--set 'map={text: body}')"),
-        ("a.pdf", b"x", "a.pdf: cannot read '.pdf' files (readable: .csv .json .jsonl .md .ndjson .parquet .txt)"),
+        (
+            "a.pdf",
+            b"x",
+            "a.pdf: cannot read '.pdf' files (readable: .csv .db .json .jsonl .md .ndjson .parquet .sqlite .sqlite3 .txt)",
+        ),
+        ("a.db", b"x" * 200, "a.db: not a whole knowledge base: file is not a database (restore it, or ingest anew)"),
     ],
 )
 def test_bad_content_is_one_line(here: Path, name: str, content: bytes, message: str) -> None:
