@@ -42,6 +42,8 @@ class Refused(Exception):
     @property
     def told(self) -> str:
         """One line."""
+        if self.status < 300:
+            return self.reason
         hint = f" (the key comes from ${KEY})" if self.status in (401, 403) else ""
         return f"the server refused with status {self.status}: {short(self.reason) or 'without a reason'}{hint}"
 

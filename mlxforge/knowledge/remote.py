@@ -13,7 +13,7 @@ from typing import Any, Union
 from mlxforge.core.errors import ConfigError, RunFailed
 from mlxforge.knowledge.endpoint import Endpoint, Refused, Unreachable, short
 from mlxforge.knowledge.providers import START, CostReached, ProviderSettings, Reply, Request
-from mlxforge.knowledge.schemas import Schema, from_json, from_tags, problem, tag_instructions
+from mlxforge.knowledge.schemas import Schema, from_json, from_tags, problem, shape, tag_instructions
 
 Answers = queue.Queue[tuple[str, Union[Reply, RunFailed]]]
 URL = "OPENAI_BASE_URL"
@@ -22,8 +22,6 @@ SCHEMA, TAGS = "json_schema", "tags"
 USELESS = (401, 402, 403, 404)
 GIVE_UP = 3  # requests in a row, each tried several times, before the server counts as gone
 TURN = 16  # tokens that a template writes around a message, at most
-# Not every server that keeps to a schema knows these; the caller checks them.
-UNSENT = ("minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum")
 
 
 class RemoteProvider:
@@ -118,7 +116,7 @@ class RemoteProvider:
                 if self.mode or refused.status in USELESS:
                     raise
             else:
-                fits = not reply.error and not problem(from_json(reply.text), _sent(request.schema))
+                fits = not reply.error and not problem(from_json(reply.text), shape(request.schema))
                 if fits or self.mode:
                     self.mode = SCHEMA
                     return replace(reply, text=_json(from_json(reply.text), reply.text))
@@ -160,17 +158,7 @@ class RemoteProvider:
 
 
 def _format(schema: Schema) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": _sent(schema)}}
-
-
-def _sent(schema: Schema) -> dict[str, Any]:
-    """A schema without what a server may not know."""
-    sent: dict[str, Any] = {key: value for key, value in schema.items() if key not in UNSENT}
-    if "properties" in sent:
-        sent["properties"] = {key: _sent(inner) for key, inner in sent["properties"].items()}
-    if "items" in sent:
-        sent["items"] = _sent(sent["items"])
-    return sent
+    return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": shape(schema)}}
 
 
 def _tagged(messages: Sequence[Mapping[str, str]], schema: Schema) -> list[dict[str, str]]:

@@ -31,6 +31,20 @@ def record(**fields: Schema) -> dict[str, Any]:
     return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
 
 
+# Not every server that keeps to a schema knows these.
+BOUNDS = ("minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum")
+
+
+def shape(schema: Schema) -> dict[str, Any]:
+    """A schema without its bounds."""
+    kept: dict[str, Any] = {key: value for key, value in schema.items() if key not in BOUNDS}
+    if "properties" in kept:
+        kept["properties"] = {key: shape(inner) for key, inner in kept["properties"].items()}
+    if "items" in kept:
+        kept["items"] = shape(kept["items"])
+    return kept
+
+
 def problem(value: Any, schema: Schema, place: str = "") -> str:
     """What keeps a value from fitting its schema, in words; empty where it fits."""
     return next(_problems(value, schema, place), "")

@@ -20,8 +20,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from mlxforge.core.errors import ConfigError, RunFailed
 from mlxforge.core.rows import Messages
 from mlxforge.data.formats.turns import written
-
-SHOWN = 160  # characters of what a judge said
+from mlxforge.knowledge.endpoint import short
 
 TIES, CHANGED, UNCLEAR = "ties", "verdicts that changed with the order", "unclear verdicts"
 Winner = Literal["first", "second", "tie"]
@@ -195,8 +194,3 @@ def _number(said: str) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
-
-
-def short(text: str) -> str:
-    line = "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))
-    return line if len(line) <= SHOWN else line[: SHOWN - 1] + "…"

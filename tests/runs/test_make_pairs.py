@@ -17,10 +17,11 @@ from mlxforge.core.events import Noted, Warned
 from mlxforge.core.rows import Message
 from mlxforge.data.formats import read_rows
 from mlxforge.data.sources import locate, parse_spec
+from mlxforge.knowledge import endpoint as endpoints
 from mlxforge.models.generate import answer_greedily, sample_answers
 from mlxforge.models.load import load
 from mlxforge.models.tiny import make_tiny
-from mlxforge.runs import judge_server, make_pairs
+from mlxforge.runs import make_pairs
 from mlxforge.runs.judge_server import UrlJudge, comparison, verdict
 from mlxforge.runs.judges import CommandJudge, Question, Verdict, paired_off, ranked
 from mlxforge.runs.make_pairs import PairSettings, pairs_from_scores
@@ -414,7 +415,7 @@ def test_verdicts(said, expected):
 @pytest.fixture
 def endpoint(monkeypatch):
     """A server that judges by length. ``plan`` holds what it does first: a status and a body, or nothing at all."""
-    monkeypatch.setattr(judge_server, "PAUSE", 0.01)
+    monkeypatch.setattr(endpoints, "PAUSE", 0.01)
 
     class Handler(BaseHTTPRequestHandler):
         plan, seen = [], []
@@ -513,7 +514,7 @@ def test_a_judge_that_is_not_there(endpoint, monkeypatch):
 
 def test_the_key_is_not_sent_in_the_clear_to_another_machine(endpoint, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-1")
-    monkeypatch.setattr(judge_server, "is_loopback", lambda host: False)
+    monkeypatch.setattr(endpoints, "is_here", lambda host: False)
     judge = UrlJudge(endpoint.url)
     judge.choose(Question((Message("user", "q"),), ""), ["long", "no"], 1)
     assert judge.withholds_key
