@@ -13,6 +13,15 @@ from mlxforge.data.methods import CASTS, GATHERED, Pairs, methods_for, taken
 from mlxforge.data.readers import FileText, Reading, Record, read_file, read_hub
 from mlxforge.data.sources import Input
 
+REVIEW = "review"  # the key of what a person said of a row (mlxforge synth review)
+REFUSED = "rows rejected in review"
+
+
+def refused(values: Values) -> bool:
+    """Whether a person has rejected a row: it stays in its file and is not read."""
+    review = values.get(REVIEW)
+    return isinstance(review, dict) and review.get("verdict") == "reject"
+
 
 class Item(NamedTuple):
     """One row, where it stands (``file:line``), and the number of its input."""
@@ -101,6 +110,9 @@ class RowReader:
                 yield Found(FORMATS["text"], [Text("".join(record))], record.origin, {})
                 continue
             values, origin = record
+            if REVIEW in values and refused(values):
+                reading.leave(REFUSED)
+                continue
             if clean is not None:
                 values = clean(values)
             if mapped:
