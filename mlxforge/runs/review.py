@@ -22,6 +22,13 @@ from mlxforge.knowledge.store import Store, open_store
 ACCEPT, EDIT, REJECT = "accept", "edit", "reject"
 SAYS = {ACCEPT: "accepted", EDIT: "accepted", REJECT: "rejected"}
 ONLY = ("accepted", "rejected")
+# A gate that refused the row stays named; a person stands in for one where none did.
+GATES = {
+    "accepted": "UPDATE rows SET verdict = ?, reviewed = ?, content = ?, gate = nullif(gate, 'review') WHERE id = ?",
+    "rejected": "UPDATE rows SET verdict = ?, reviewed = ?, content = ?, gate = coalesce(gate, 'review') WHERE id = ?",
+}
+# What jobs keep on their way is no row of training data.
+INNER = ("entities",)
 MAGIC = b"SQLite format 3\x00"
 
 
@@ -124,9 +131,10 @@ class StoreRows:
         self.store = store
         query = (
             "SELECT rows.id, rows.verdict, rows.reviewed FROM rows JOIN tasks ON tasks.id = rows.task "
+            f"JOIN jobs ON jobs.id = tasks.job WHERE jobs.kind NOT IN ({', '.join('?' * len(INNER))}) "
             "ORDER BY tasks.job, tasks.number, rows.number"
         )
-        self.index = [(row["id"], row["verdict"], row["reviewed"] or "") for row in store.rows(query)]
+        self.index = [(row["id"], row["verdict"], row["reviewed"] or "") for row in store.rows(query, INNER)]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -152,9 +160,7 @@ class StoreRows:
         key, verdict = self.index[number][0], SAYS[word]
         content = msgspec.json.encode(values).decode()
         with self.store.writing() as connection:
-            changed = connection.execute(
-                "UPDATE rows SET verdict = ?, reviewed = ?, content = ? WHERE id = ?", (verdict, word, content, key)
-            )
+            changed = connection.execute(GATES[verdict], (verdict, word, content, key))
             if changed.rowcount != 1:
                 raise DataError("a row is gone: its job was begun anew", where=str(self.store.path), fix="review it again")
         self.index[number] = (key, verdict, word)

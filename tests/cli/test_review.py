@@ -172,7 +172,7 @@ def test_the_store_keeps_what_gates_and_people_said(kb, terminal):
     assert verdicts(kb) == [
         ("accepted", None, "accept"),
         ("accepted", "grounded", "accept"),
-        ("rejected", None, "reject"),
+        ("rejected", "review", "reject"),
         ("rejected", "length", None),
     ]
 
@@ -198,6 +198,14 @@ def test_an_edit_in_the_users_editor(kb, terminal, tmp_path, monkeypatch):
     with open_review(kb, again=True) as sitting:
         assert sitting[0].values["messages"][1]["content"] == "Bo keeps it."
         assert sitting[0].values["source"] == source()
+
+
+def test_a_person_may_think_again_and_the_gates_word_stays(kb):
+    with open_review(kb) as sitting:
+        for number in (0, 1):
+            sitting.say(number, "reject")
+            sitting.say(number, "accept")
+    assert verdicts(kb)[:2] == [("accepted", None, "accept"), ("accepted", "grounded", "accept")]
 
 
 def test_only_and_list_and_json(kb):
