@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,13 @@ def load_program(spec: str) -> click.Command:
     return found
 
 
+def typed_name(spec: str, program: click.Command) -> str:
+    """What is typed to start a program: the one script that its module is installed with, else the program's own name."""
+    module = spec.partition(":")[0]
+    scripts = {script.name for script in entry_points(group="console_scripts") if script.value.partition(":")[0] == module}
+    return scripts.pop() if len(scripts) == 1 else program.name or "program"
+
+
 @dataclass
 class Found:
     """What was read of a program: the schema, and a note for whatever has no place in it."""
@@ -63,9 +71,12 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
-def from_click(program: click.Command, cli_name: str | None = None) -> Found:
-    """The schema of a program. Hidden and deprecated parts, and options that only print and end, are left out with a note."""
-    name = cli_name or program.name or "program"
+def from_click(program: click.Command, cli_name: str) -> Found:
+    """The schema of a program that is started as ``cli_name``.
+
+    Hidden and deprecated parts, and options that only print and end, are left out with a note.
+    """
+    name = cli_name
     notes: list[str] = []
     commands: dict[str, Command] = {}
     groups: dict[str, str] = {}
