@@ -25,6 +25,7 @@ COMMANDS = {
     "chat": ("mlxforge.cli.chat", "Talk to a model or a run."),
     "generate": ("mlxforge.cli.generate", "Answer one prompt, for scripts."),
     "serve": ("mlxforge.cli.serve", "Serve a model or a run over HTTP, as OpenAI does."),
+    "ingest": ("mlxforge.cli.ingest", "Read documents into a knowledge base: PDF, Office, HTML, EPUB, text, code."),
     "data": ("mlxforge.cli.data", "Check, preview, convert, split, mix and clean training data."),
     "runs": ("mlxforge.cli.runs", "List, show, watch and plot training runs."),
     "models": ("mlxforge.cli.models", "Model families, and what a model is."),

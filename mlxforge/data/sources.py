@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from mlxforge.data import kb
 from mlxforge.data.readers import NAMED, READERS, FileText, Reading, Record, read_file, read_hub, shown, type_of
 
 HUB = "hub:"
+FOLDERS = READERS.keys() - NAMED  # what is read of a folder
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,9 @@ def locate(sources: Iterable[Source], emit: Emit = ignore) -> list[Input]:
 def _files(source: Source, reading: Reading, skipped: Counter[str]) -> tuple[Path, ...]:
     path = Path(source.path).expanduser()
     if path.is_dir():
-        found = tuple(_walk(path, reading, skipped))
+        found = tuple(walk(path, reading, skipped))
         if not found:
-            readable = " ".join(sorted(READERS.keys() - NAMED))
+            readable = " ".join(sorted(FOLDERS))
             reading.problem("no readable files in the folder", shown(path), f"readable: {readable}")
         return found
     if not os.path.lexists(path):
@@ -119,8 +120,8 @@ def _files(source: Source, reading: Reading, skipped: Counter[str]) -> tuple[Pat
     return ()
 
 
-def _walk(root: Path, reading: Reading, skipped: Counter[str]) -> list[Path]:
-    """Readable files under ``root``, sorted by posix path; a folder that links lead to twice is read once."""
+def walk(root: Path, reading: Reading, skipped: Counter[str], suffixes: Container[str] = FOLDERS) -> list[Path]:
+    """Files of known suffixes under ``root``, sorted by posix path; a folder that links lead to twice is read once."""
     found: list[Path] = []
     visited: set[str] = set()
 
@@ -137,7 +138,7 @@ def _walk(root: Path, reading: Reading, skipped: Counter[str]) -> list[Path]:
         folders[:] = sorted(set(folders).difference(hidden))
         for name in set(names).difference(hidden):
             path = Path(folder, name)
-            if path.suffix.lower() not in READERS.keys() - NAMED:
+            if path.suffix.lower() not in suffixes:
                 skipped[path.suffix.lower() or "without suffix"] += 1
             elif not path.is_file():
                 skipped["not a regular file"] += 1
