@@ -27,6 +27,8 @@ COMMANDS = {
     "serve": ("mlxforge.cli.serve", "Serve a model or a run over HTTP, as OpenAI does."),
     "ingest": ("mlxforge.cli.ingest", "Read documents into a knowledge base: PDF, Office, HTML, EPUB, text, code."),
     "data": ("mlxforge.cli.data", "Check, preview, convert, split, mix and clean training data."),
+    "synth": ("mlxforge.cli.synth", "Make training data: questions and answers, pairs, passages, commands."),
+    "kb": ("mlxforge.cli.kb", "Look into a knowledge base, and change it by hand."),
     "runs": ("mlxforge.cli.runs", "List, show, watch and plot training runs."),
     "models": ("mlxforge.cli.models", "Model families, and what a model is."),
 }

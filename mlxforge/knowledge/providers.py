@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mlxforge.core.errors import ConfigError, RunFailed, did_you_mean
@@ -61,7 +61,7 @@ class ProviderSettings:
         rpm: requests a minute at most; 0 for no limit.
         timeout: seconds for one reply.
         price_in, price_out: US dollars for a million tokens.
-        max_cost: US dollars that are not exceeded, ``spent`` included; 0 for no limit.
+        purse: what may be spent; shared by providers that have one ceiling.
         opener: how ``mlx`` loads a model: name -> (model, template); runs give one that knows runs and adapters too.
     """
 
@@ -72,13 +72,31 @@ class ProviderSettings:
     timeout: float = 120.0
     price_in: float = 0.0
     price_out: float = 0.0
-    max_cost: float = 0.0
-    spent: float = 0.0
+    purse: Purse = field(default_factory=lambda: Purse())
     opener: Callable[[str], tuple[Any, Any]] | None = None
 
     def cost(self, prompt: int, completion: int) -> float:
         """US dollars of a call."""
         return (prompt * self.price_in + completion * self.price_out) / 1e6
+
+
+class Purse:
+    """What may be spent, in US dollars, by all who share it: the most that a call can cost is set aside before it is made."""
+
+    def __init__(self, most: float = 0.0, spent: float = 0.0) -> None:
+        self.most, self.spent, self.aside = most, spent, 0.0
+
+    def take(self, bound: float) -> bool:
+        """Sets ``bound`` aside; False where that could exceed the ceiling. 0 is no ceiling."""
+        if self.most and self.spent + self.aside + bound > self.most:
+            return False
+        self.aside += bound
+        return True
+
+    def settle(self, bound: float, cost: float) -> None:
+        """A call for which ``bound`` was set aside came to ``cost``."""
+        self.aside -= bound
+        self.spent += cost
 
 
 class Provider(Protocol):

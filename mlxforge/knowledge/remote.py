@@ -41,7 +41,7 @@ class RemoteProvider:
         self.settings, self.mode = settings, ""
         self.endpoint = Endpoint(url, timeout=settings.timeout, per_minute=settings.rpm)
         self.model = self.endpoint.model(settings.model, flag="--model NAME", start=START)
-        self.spent, self.failures = settings.spent, 0
+        self.failures = 0
 
     def complete(self, requests: Iterable[Request]) -> Iterator[Reply]:
         """See :class:`Provider`. Requests are begun as others end; where the caller stops, what is under way is left."""
@@ -57,7 +57,7 @@ class RemoteProvider:
                 if request is None:
                     break
                 bound = self._bound(request)
-                if not self._affordable(sum(running.values()) + bound):
+                if not self.settings.purse.take(bound):
                     held.append(request)
                     ended = None if running else self._reached()
                     break
@@ -67,20 +67,17 @@ class RemoteProvider:
             if not running:
                 break
             key, answer = answers.get()
-            running.pop(key)
+            self.settings.purse.settle(running.pop(key), 0.0 if isinstance(answer, RunFailed) else answer.cost)
             if isinstance(answer, RunFailed):
                 ended = ended or answer
             else:
-                self.spent += answer.cost
                 yield answer
         if ended:
             raise ended
 
-    def _affordable(self, bound: float) -> bool:
-        return not self.settings.max_cost or self.spent + bound <= self.settings.max_cost
-
     def _reached(self) -> CostReached:
-        what = f"the next call could cost more than is left of ${self.settings.max_cost:g}: ${self.spent:.4f} is spent"
+        purse = self.settings.purse
+        what = f"the next call could cost more than is left of ${purse.most:g}: ${purse.spent:.4f} is spent"
         return CostReached(what, where="--max-cost", fix="the same command with a larger one goes on")
 
     def _bound(self, request: Request) -> float:

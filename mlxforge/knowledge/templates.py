@@ -1,0 +1,66 @@
+"""Prompts are files: ``system``, a line ``---``, ``user``, with places such as ``{passage}``. Users copy and change them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlxforge.core.errors import ConfigError, did_you_mean
+from mlxforge.core.files import bytes_hash
+
+PROMPTS = Path(__file__).parent / "prompts"
+PLACES = ("title", "heading", "passage", "count", "audience")
+JUDGED = ("title", "passage", "conversation", "style")
+WRITING = ("title", "passage", "entities", "audience")
+# What is known of others than the styles.
+OTHERS = {"judge": JUDGED, "expand-entity": WRITING, "expand-relation": WRITING}
+PLACE = re.compile(r"\{([a-z_]+)\}")
+BETWEEN = re.compile(r"^---[ \t]*\n", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is told; ``hash`` tells one wording from another, ``path`` where it stands."""
+
+    system: str
+    user: str
+    hash: str
+    path: Path
+
+    def filled(self, values: Mapping[str, str]) -> tuple[dict[str, str], ...]:
+        """The turns, with values in the places. What stands in a value is text and no place."""
+        user = PLACE.sub(lambda found: values.get(found[1], found[0]), self.user)
+        turns = [{"role": "system", "content": self.system}] if self.system else []
+        return (*turns, {"role": "user", "content": user})
+
+
+def read_prompt(name: str, folder: Path | None = None) -> Prompt:
+    """The prompt ``name``: of ``folder`` where it has one, else the shipped one.
+
+    Raises:
+        ConfigError: no such folder, a file that is no text or empty, an unknown place, or no place for the passage.
+    """
+    if folder is not None and not folder.is_dir():
+        fix = f"mlxforge synth prompts {folder} copies the shipped ones there"
+        raise ConfigError("no such folder", where=f"--prompts {folder}", fix=fix)
+    path = next(path for path in ([folder / f"{name}.md"] if folder else []) + [PROMPTS / f"{name}.md"] if path.is_file())
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not a text: {error}", where=str(path)) from error
+    parts = BETWEEN.split(text, maxsplit=1)
+    system, user = ("", parts[0]) if len(parts) == 1 else parts
+    known = OTHERS.get(name, PLACES)
+    _check(path, text, known)
+    return Prompt(system.strip(), user.strip(), bytes_hash(text)[:12], path)
+
+
+def _check(path: Path, text: str, known: tuple[str, ...]) -> None:
+    for number, line in enumerate(text.splitlines(), 1):
+        for place in PLACE.findall(line):
+            if place not in known:
+                raise ConfigError(f"no value for {{{place}}}", where=f"{path}:{number}", fix=did_you_mean(place, known))
+    if "{passage}" not in BETWEEN.split(text, maxsplit=1)[-1]:
+        raise ConfigError("no place for {passage}", where=str(path), fix="write it where the passage is to stand")
