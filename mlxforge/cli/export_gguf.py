@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlxforge.cli.shaping import FORCE, JSON, show_json, show_next, some
+from mlxforge.cli.subject import DEFAULT_QUANT, QUANT, VERIFY, subject
 
-QUANTS = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_0", "q4_k_m", "q4_k_s", "q4_0", "q3_k_m")
-DEFAULT = "q4_k_m"
+if TYPE_CHECKING:
+    from mlxforge.runs.opening import Base
 
 
 @click.command()
-@click.argument("run", required=False)
-@click.option("-m", "--model", metavar="MODEL", help="A model, or the base of --adapter: 'tiny', a folder, or a hub id.")
-@click.option(
-    "--adapter",
-    "adapters",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder of an adapter; several are merged in order.",
-)
+@subject
 @click.option(
     "-o",
     "--output",
@@ -33,27 +24,15 @@ DEFAULT = "q4_k_m"
     metavar="FILE",
     help="File to write; of several --quant, the name that each is put into. NAME.QUANT.gguf unless said.",
 )
-@click.option(
-    "--quant",
-    "quants",
-    multiple=True,
-    type=click.Choice(QUANTS, case_sensitive=False),
-    help=f"Kind of numbers; several make several files. {DEFAULT} unless said.",
-)
-@click.option(
-    "--verify/--no-verify", default=None, help="Hold the file against the model in llama.cpp; done where the extra 'gguf' is."
-)
-@click.option("--runs-dir", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder with the runs.")
+@QUANT
+@VERIFY
 @FORCE
 @JSON
 def gguf(
-    run: str | None,
-    model: str | None,
-    adapters: tuple[Path, ...],
+    base: Callable[[], Base],
     output: Path | None,
     quants: tuple[str, ...],
     verify: bool | None,
-    runs_dir: Path,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -70,16 +49,12 @@ def gguf(
     FILE.unverified, and the command exits 1.
     """
     from mlxforge.runs.export_gguf import export_gguf
-    from mlxforge.runs.opening import subject
     from mlxforge.runs.verify import NotVerified
     from mlxforge.ui.bars import bars
 
-    # A polite kill leaves nothing half-written either.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    base = subject(run, model, adapters, runs_dir)
     try:
         with bars() as emit:
-            result = export_gguf(base, output, quants or (DEFAULT,), verify=verify, force=force, emit=emit)
+            result = export_gguf(base(), output, quants or (DEFAULT_QUANT,), verify=verify, force=force, emit=emit)
     except NotVerified as error:
         show(error.result, as_json)
         raise

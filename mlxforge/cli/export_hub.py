@@ -2,47 +2,37 @@
 
 from __future__ import annotations
 
-import signal
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlxforge.cli.shaping import JSON, heading, show_json, some
+from mlxforge.cli.subject import subject
+
+if TYPE_CHECKING:
+    from mlxforge.runs.opening import Base
 
 KINDS = ("adapter", "fused", "gguf")  # as runs.export_hub makes them
 
 
 @click.command()
-@click.argument("run", required=False)
-@click.option("-m", "--model", metavar="MODEL", help="A model, or the base of --adapter: 'tiny', a folder, or a hub id.")
-@click.option(
-    "--adapter",
-    "adapters",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder of an adapter; several in order.",
-)
+@subject
 @click.option("--repo", required=True, metavar="ID", help="Repository to make: OWNER/NAME, or NAME for one of your own.")
 @click.option("--private", is_flag=True, help="Only you and your organisation can see it.")
 @click.option("--what", type=click.Choice(KINDS), default="adapter", show_default=True, help="What is uploaded.")
 @click.option("--quant", "quants", multiple=True, metavar="QUANT", help="With --what gguf: q8_0 unless said; may be repeated.")
 @click.option("--base", "named", metavar="NAME", help="With --what adapter: the base as PEFT is to load it.")
-@click.option("--runs-dir", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder with the runs.")
 @click.option("--dry-run", is_flag=True, help="Show the files and the card; upload nothing.")
 @click.option("--force", is_flag=True, help="Take a repository that is there already.")
 @JSON
 def hub(
-    run: str | None,
-    model: str | None,
-    adapters: tuple[Path, ...],
+    base: Callable[[], Base],
     repo: str,
     private: bool,
     what: str,
     quants: tuple[str, ...],
     named: str | None,
-    runs_dir: Path,
     dry_run: bool,
     force: bool,
     as_json: bool,
@@ -61,11 +51,8 @@ def hub(
     from mlxforge.core.errors import ConfigError
     from mlxforge.core.events import Event, Noted, Warned
     from mlxforge.runs.export_hub import export_hub
-    from mlxforge.runs.opening import subject
     from mlxforge.ui.talk import status
 
-    # A polite kill leaves nothing half-written either.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     for option, given, kind in (("--quant", quants, "gguf"), ("--base", named, "adapter")):
         if given and what != kind:
             raise ConfigError(f"goes with --what {kind}", where=option, fix="leave it out")
@@ -74,7 +61,6 @@ def hub(
         if isinstance(event, (Noted, Warned)):
             click.echo(event.message, err=True)
 
-    base = subject(run, model, adapters, runs_dir)
     options: dict[str, Any] = {
         "what": what,
         "named": named,
@@ -84,7 +70,7 @@ def hub(
         "emit": tell,
     }
     with status(f"making the files of {repo}" if dry_run else f"uploading to {repo}"):
-        result = export_hub(base, repo, quants=quants or ("q8_0",), **options)
+        result = export_hub(base(), repo, quants=quants or ("q8_0",), **options)
     if as_json:
         show_json(result)
         return

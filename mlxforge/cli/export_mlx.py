@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mlxforge.cli.shaping import JSON, show_json, show_next, some
+from mlxforge.cli.subject import FOLDER, subject
+
+if TYPE_CHECKING:
+    from mlxforge.runs.opening import Base
 
 
 @click.command()
-@click.argument("run", required=False)
-@click.option("-m", "--model", metavar="MODEL", help="A model, or the base of --adapter: 'tiny', a folder, or a hub id.")
-@click.option(
-    "--adapter",
-    "adapters",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder of an adapter; several are merged in order.",
-)
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.")
+@subject
+@FOLDER
 @click.option("--q-bits", type=int, help="Bits a weight; 4 unless said.")
 @click.option("--q-group-size", type=int, help="Weights that share a scale; 64 unless said.")
 @click.option("--q-mode", default="affine", show_default=True, metavar="MODE", help="affine, mxfp4, mxfp8 or nvfp4.")
-@click.option("--runs-dir", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder with the runs.")
 @click.option("--force", is_flag=True, help="Replace a model folder that is there already.")
 @JSON
 def mlx(
-    run: str | None,
-    model: str | None,
-    adapters: tuple[Path, ...],
+    base: Callable[[], Base],
     output: Path,
     q_bits: int | None,
     q_group_size: int | None,
     q_mode: str,
-    runs_dir: Path,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -50,14 +42,10 @@ def mlx(
     said, and measured on three short texts.
     """
     from mlxforge.runs.export_mlx import export_mlx
-    from mlxforge.runs.opening import subject
     from mlxforge.ui.bars import bars
 
-    # A polite kill leaves nothing half-written either.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    base = subject(run, model, adapters, runs_dir)
     with bars() as emit:
-        result = export_mlx(base, output, bits=q_bits, group_size=q_group_size, mode=q_mode, force=force, emit=emit)
+        result = export_mlx(base(), output, bits=q_bits, group_size=q_group_size, mode=q_mode, force=force, emit=emit)
     if as_json:
         show_json(result)
         return

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxforge.cli.export_gguf import DEFAULT, QUANTS, show
+from mlxforge.cli.export_gguf import show
 from mlxforge.cli.shaping import JSON, show_json, show_next
+from mlxforge.cli.subject import DEFAULT_QUANT, FOLDER, QUANT, VERIFY, subject
+
+if TYPE_CHECKING:
+    from mlxforge.runs.opening import Base
 
 
 @click.command()
-@click.argument("run", required=False)
-@click.option("-m", "--model", metavar="MODEL", help="A model, or the base of --adapter: 'tiny', a folder, or a hub id.")
-@click.option(
-    "--adapter",
-    "adapters",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder of an adapter; several are merged in order.",
-)
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.")
-@click.option(
-    "--quant",
-    "quants",
-    multiple=True,
-    type=click.Choice(QUANTS, case_sensitive=False),
-    help=f"Kind of numbers; several make several files. {DEFAULT} unless said.",
-)
+@subject
+@FOLDER
+@QUANT
 @click.option("--name", metavar="NAME", help="The model's name in Ollama; the run's unless given.")
 @click.option("--system", default="", metavar="TEXT", help="A system message for every conversation.")
 @click.option(
@@ -40,14 +29,11 @@ from mlxforge.cli.shaping import JSON, show_json, show_next
     help="A Go template to use instead of the one made of the model's.",
 )
 @click.option("--lmstudio", is_flag=True, help="Lay the files out as LM Studio has them: publisher/model/file.gguf.")
-@click.option("--verify/--no-verify", default=None, help="Compare with llama.cpp; done where the extra 'gguf' is installed.")
-@click.option("--runs-dir", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder with the runs.")
+@VERIFY
 @click.option("--force", is_flag=True, help="Replace files that are there already.")
 @JSON
 def ollama(
-    run: str | None,
-    model: str | None,
-    adapters: tuple[Path, ...],
+    base: Callable[[], Base],
     output: Path,
     quants: tuple[str, ...],
     name: str | None,
@@ -55,7 +41,6 @@ def ollama(
     template: Path | None,
     lmstudio: bool,
     verify: bool | None,
-    runs_dir: Path,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -71,18 +56,14 @@ def ollama(
     from mlxforge.export.ollama import LM_STUDIO
     from mlxforge.models.detect import read_template
     from mlxforge.runs.export_ollama import export_ollama
-    from mlxforge.runs.opening import subject
     from mlxforge.runs.verify import NotVerified
     from mlxforge.ui.bars import bars
 
-    # A polite kill leaves nothing half-written either.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    base = subject(run, model, adapters, runs_dir)
     go = read_template(template) if template else None
     options: dict[str, Any] = {"name": name, "system": system, "go": go, "lmstudio": lmstudio}
     try:
         with bars() as emit:
-            found = export_ollama(base, output, quants or (DEFAULT,), verify=verify, force=force, emit=emit, **options)
+            found = export_ollama(base(), output, quants or (DEFAULT_QUANT,), verify=verify, force=force, emit=emit, **options)
     except NotVerified as error:
         show(error.result, as_json)
         raise

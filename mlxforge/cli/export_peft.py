@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mlxforge.cli.shaping import JSON, show_json, show_next
+from mlxforge.cli.subject import FOLDER, subject
+
+if TYPE_CHECKING:
+    from mlxforge.runs.opening import Base
 
 
 @click.command()
-@click.argument("run", required=False)
-@click.option("-m", "--model", metavar="MODEL", help="The base of --adapter: 'tiny', a folder, or a hub id.")
-@click.option(
-    "--adapter",
-    "adapters",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder of an adapter; several become one.",
-)
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.")
+@subject
+@FOLDER
 @click.option("--base", "named", metavar="NAME", help="The base as PEFT is to load it, where that is another one than here.")
-@click.option("--runs-dir", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder with the runs.")
 @click.option("--force", is_flag=True, help="Replace a PEFT adapter that is there already.")
 @JSON
 def peft(
-    run: str | None,
-    model: str | None,
-    adapters: tuple[Path, ...],
+    base: Callable[[], Base],
     output: Path,
     named: str | None,
-    runs_dir: Path,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -47,14 +39,10 @@ def peft(
     PEFT has no words for (whole weights, experts) is refused: fuse it.
     """
     from mlxforge.runs.export_peft import export_peft
-    from mlxforge.runs.opening import subject
     from mlxforge.ui.talk import status
 
-    # A polite kill leaves nothing half-written either.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    base = subject(run, model, adapters, runs_dir)
     with status(f"writing {output}"):
-        result = export_peft(base, output, named=named, force=force)
+        result = export_peft(base(), output, named=named, force=force)
     if as_json:
         show_json(result)
         return

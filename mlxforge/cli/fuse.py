@@ -4,39 +4,31 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mlxforge.cli.shaping import JSON, show_json, show_next, some
+from mlxforge.cli.subject import FOLDER, subject
+
+if TYPE_CHECKING:
+    from mlxforge.runs.opening import Base
 
 
 @click.command()
-@click.argument("run", required=False)
-@click.option("-m", "--model", metavar="MODEL", help="The base of --adapter: 'tiny', a folder, or a hub id.")
-@click.option(
-    "--adapter",
-    "adapters",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder of an adapter, over --model or the base it names; several are merged in order.",
-)
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.")
+@subject
+@FOLDER
 @click.option("--dequantize/--requantize", default=True, help="What a packed base becomes: floats, or packed again.")
 @click.option("--max-shard-size", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, help="GB a file.")
-@click.option("--runs-dir", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder with the runs.")
 @click.option("--force", is_flag=True, help="Replace a model folder that is there already.")
 @JSON
 def fuse(
-    run: str | None,
-    model: str | None,
-    adapters: tuple[Path, ...],
+    base: Callable[[], Base],
     output: Path,
     dequantize: bool,
     max_shard_size: float,
-    runs_dir: Path,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -52,15 +44,11 @@ def fuse(
     # The products of an update are thin: more threads would wait for each other. It must be set before numpy is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from mlxforge.runs.fuse import fuse as merge
-    from mlxforge.runs.opening import subject
     from mlxforge.ui.bars import bars
 
-    # A polite kill leaves nothing half-written either.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    base = subject(run, model, adapters, runs_dir)
     with bars() as emit:
         limit = max(1, int(max_shard_size * 1e9))
-        result = merge(base, output, dequantize=dequantize, max_shard_size=limit, force=force, emit=emit)
+        result = merge(base(), output, dequantize=dequantize, max_shard_size=limit, force=force, emit=emit)
     if as_json:
         show_json(result)
         return
