@@ -27,7 +27,7 @@ SHOWN = 10  # paths listed of a kind
 @click.option(
     "--keep",
     metavar="STEP,...",
-    help="Cleaning steps to leave out: control, navigation, headers, page-numbers, ligatures, hyphens, spaces, nfc.",
+    help="Cleaning steps to leave out: control, navigation, headers, page-numbers, leaders, ligatures, hyphens, spaces, nfc.",
 )
 @click.option("--from-chroma", type=click.Path(path_type=Path), metavar="DIR", help="A Chroma store whose chunks are imported.")
 @click.option("--collection", metavar="NAME", help="The collection of it.")

@@ -7,6 +7,7 @@ import unicodedata
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 from mlxforge.core.errors import ConfigError, did_you_mean
@@ -30,6 +31,7 @@ PAGE_NUMBER = re.compile(
     r"(?:\s*[-–—|•])?\s*",
     re.IGNORECASE,
 )
+LEADER = re.compile(r"^.*(?:\.[ \t]?){5,}[ \t]*(?:\d{1,4}|[ivxlc]{1,7})[ \t]*(?:\n|$)", re.MULTILINE)
 EDGE = 2  # lines at the top and at the bottom of a page that can be repeated ones
 TIMES = 3  # pages on which a line stands at the edge before it is a header
 APART = 2  # at most this many pages between two of them: left and right pages differ
@@ -89,30 +91,27 @@ def navigation(blocks: Blocks) -> int:
 
 
 def headers(blocks: Blocks) -> int:
-    """Lines at the top or bottom of a page that neighbouring pages repeat, numbers aside."""
+    """Lines at the top or bottom of a page that neighbouring pages repeat, numbers aside; from the edge inwards, up to the
+    first that is not repeated."""
     pages = [block.text.split("\n") for block in blocks]
-    edges = [(number, place, lines[place]) for number, lines in enumerate(pages) for place in _edges(lines)]
+    edges = [(number, side, places) for number, lines in enumerate(pages) for side, places in enumerate(_edges(lines))]
     seen: dict[tuple[str, int], list[int]] = defaultdict(list)
-    for number, place, line in edges:
-        seen[_form(line), _side(place, pages[number])].append(number)
-    count = 0
-    for number, place, line in edges:
-        if _repeated(seen[_form(line), _side(place, pages[number])], number):
-            pages[number][place] = "\0"
-            count += 1
-    for block, lines in zip(blocks, pages, strict=True):
-        block.text = "\n".join(line for line in lines if line != "\0")
-    return count
+    for number, side, places in edges:
+        for place in places:
+            seen[_form(pages[number][place]), side].append(number)
+    found: list[set[int]] = [set() for _ in pages]
+    for number, side, places in edges:
+        found[number].update(takewhile(lambda at: _repeated(seen[_form(pages[number][at]), side], number), places))  # noqa: B023
+    for block, lines, gone in zip(blocks, pages, found, strict=True):
+        block.text = "\n".join(line for place, line in enumerate(lines) if place not in gone)
+    return sum(map(len, found))
 
 
-def _edges(lines: Sequence[str]) -> list[int]:
-    """The first and last lines that are not empty."""
+def _edges(lines: Sequence[str]) -> tuple[list[int], list[int]]:
+    """The first and the last lines that are not empty, each from the edge inwards."""
     filled = [place for place, line in enumerate(lines) if line.strip()]
-    return sorted({*filled[:EDGE], *filled[-EDGE:]}) if len(filled) > EDGE else []
-
-
-def _side(place: int, lines: Sequence[str]) -> int:
-    return 0 if place < len(lines) / 2 else 1
+    near = min(EDGE, len(filled) // 2)
+    return filled[:near], filled[::-1][:near]
 
 
 def _form(line: str) -> str:
@@ -142,6 +141,15 @@ def page_numbers(blocks: Blocks) -> int:
                 del lines[place]
                 count += 1
         block.text = "\n".join(lines)
+    return count
+
+
+def leaders(blocks: Blocks) -> int:
+    """Lines of a printed table of contents: a title, dots, a page number. The headings are known without them."""
+    count = 0
+    for block in blocks:
+        block.text, found = LEADER.subn("", block.text)
+        count += found
     return count
 
 
@@ -185,6 +193,7 @@ STEPS: dict[str, Step] = {
     "navigation": Step(navigation, PAGES, "menus, headers and footers of web pages"),
     "headers": Step(headers, PAGED, "headers and footers that pages repeat"),
     "page-numbers": Step(page_numbers, PAGED, "page numbers alone on a line"),
+    "leaders": Step(leaders, PAGED, "lines of a printed table of contents"),
     "ligatures": Step(ligatures, frozenset(), "ligatures such as \ufb01"),
     "hyphens": Step(hyphens, PAGED, "words broken at the end of a line"),
     "spaces": Step(blank_lines, PAGED | PAGES, "spaces at line ends, runs of empty lines"),

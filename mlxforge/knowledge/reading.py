@@ -109,7 +109,7 @@ def _read(task: Task, given: Recipe, digest: str) -> Outcome:
 def title(parsed: Parsed, path: Path) -> str:
     """From the metadata, else the first heading, else the file's name."""
     first = next((block.title for block in parsed.blocks if block.level and block.title), "")
-    found = parsed.title or first or (parsed.contents[0].title if parsed.contents else "") or path.stem
+    found = parsed.title or first or path.stem
     return "".join(letter if letter.isprintable() else " " for letter in found).strip()[:LONGEST_TITLE] or path.name
 
 
