@@ -15,7 +15,7 @@ PLACES = ("title", "heading", "passage", "count", "audience")
 JUDGED = ("title", "passage", "conversation", "style")
 WRITING = ("title", "passage", "entities", "audience")
 # What is known of others than the styles.
-OTHERS = {"judge": JUDGED, "expand-entity": WRITING, "expand-relation": WRITING}
+OTHERS = {"judge": JUDGED, "expand-entity": WRITING, "expand-relation": WRITING, "open-book": JUDGED}
 PLACE = re.compile(r"\{([a-z_]+)\}")
 BETWEEN = re.compile(r"^---[ \t]*\n", re.MULTILINE)
 
