@@ -1,4 +1,5 @@
-"""Writes docs/cli.md (from --help) and docs/settings.md (from the settings' own types and help); --check compares.
+"""Writes docs/cli.md (from --help), docs/settings.md (from the settings' own types and help) and data/commands/mlxforge.yaml
+(the schema of the command line, from Click); --check compares.
 
 python scripts/make_docs.py
 python scripts/make_docs.py --check
@@ -10,22 +11,36 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_args
 
 import click
 
 from mlxforge.cli.main import cli
+from mlxforge.cli.options import flag
 from mlxforge.core.config import description, type_name, walk
-from mlxforge.core.settings import CptConfig, Settings
+from mlxforge.core.settings import CpoConfig, CptConfig, DpoConfig, KtoConfig, OrpoConfig, Settings, SftConfig, SimpoConfig
 from mlxforge.data.blend import MixSettings, MixSource
 from mlxforge.data.speakers import SpeakerSettings
+from mlxforge.knowledge.commands.from_click import from_click, merged
+from mlxforge.knowledge.commands.reader import read_schema, to_yaml
+from mlxforge.knowledge.commands.schema import Argument
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+SCHEMA = ROOT / "data" / "commands" / "mlxforge.yaml"
 FILES = {
     "A mix (`mlxforge data mix`)": MixSettings,
     "One of its `sources`": MixSource,
     "Speakers (`mlxforge data extract`)": SpeakerSettings,
 }
+RUNS = (CptConfig, SftConfig, DpoConfig, OrpoConfig, SimpoConfig, CpoConfig, KtoConfig)
+BOUNDS = {flag(key): annotation for settings in RUNS for key, annotation, _ in walk(settings)}
+SCHEMA_NOTE = (
+    "# The command line of mlxforge, for mlxforge synth commands. Written by scripts/make_docs.py from the program itself:\n"
+    "# change phrases, values and confirm here, all else in the code, then make docs.\n"
+)
 NOTE = "<!-- Written by scripts/make_docs.py: change the code, then `make docs`. -->\n\n"
 
 
@@ -72,7 +87,33 @@ def table(settings: type[Settings]) -> list[str]:
     return lines
 
 
-PAGES = {"cli.md": cli_page, "settings.md": settings_page}
+def schema_page() -> str:
+    """The schema of the command line. Phrases, values and confirmations that are written in it stay."""
+    schema = from_click(cli, "mlxforge").schema
+    if SCHEMA.exists():
+        schema = merged(schema, read_schema(SCHEMA))
+    bounded = {
+        name: replace(command, arguments=tuple(map(with_bounds, command.arguments)))
+        for name, command in schema.commands.items()
+    }
+    return SCHEMA_NOTE + to_yaml(replace(schema, commands=bounded))
+
+
+def with_bounds(argument: Argument) -> Argument:
+    """A setting is text to Click: its bounds are in the settings."""
+    annotation = BOUNDS.get(argument.option)
+    if annotation is None or argument.kinds[0].type not in ("integer", "number") or argument.kinds[0].minimum is not None:
+        return argument
+    marks = [mark for part in (annotation, *get_args(annotation)) for mark in getattr(part, "__metadata__", ())]
+    found: dict[str, Any] = {}
+    for mark in marks:
+        for key, name in (("ge", "minimum"), ("gt", "minimum"), ("le", "maximum"), ("lt", "maximum")):
+            if (bound := getattr(mark, key, None)) is not None:
+                found |= {name: bound, f"{name[:3]}_open": key in ("gt", "lt")}
+    return replace(argument, kinds=(replace(argument.kinds[0], **found),))
+
+
+PAGES = {DOCS / "cli.md": cli_page, DOCS / "settings.md": settings_page, SCHEMA: schema_page}
 
 
 def main() -> int:
@@ -81,15 +122,16 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
     check = parser.parse_args().check
     os.environ["COLUMNS"] = "110"
-    stale = [name for name, page in PAGES.items() if not (DOCS / name).exists() or (DOCS / name).read_text() != page()]
+    texts = {path: page() for path, page in PAGES.items()}
+    stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
     if check:
-        for name in stale:
-            print(f"docs/{name} is out of date: run make docs", file=sys.stderr)
+        for path in stale:
+            print(f"{path.relative_to(ROOT)} is out of date: run make docs", file=sys.stderr)
         return int(bool(stale))
-    DOCS.mkdir(exist_ok=True)
-    for name in stale:
-        (DOCS / name).write_text(PAGES[name]())
-        print(f"wrote docs/{name}")
+    for path in stale:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(texts[path])
+        print(f"wrote {path.relative_to(ROOT)}")
     return 0
 
 

@@ -92,6 +92,15 @@ def from_click(program: click.Command, cli_name: str) -> Found:
     return Found(Schema(name, commands, first_sentence(program), groups), list(dict.fromkeys(notes)))
 
 
+def _loaded(group: click.Group, context: click.Context, name: str) -> click.Command | None:
+    """A command of a group, which may be imported only now."""
+    try:
+        return group.get_command(context, name)
+    except Exception as error:  # whatever its module does
+        what = f"cannot load the command '{name}': {type(error).__name__}: {error}"
+        raise ConfigError(what, where=context.command_path, fix="mend its module, or install what it needs") from error
+
+
 Levels = list[tuple[int, click.Command, click.Context]]
 
 
@@ -105,7 +114,7 @@ def _walk(
     if len(path) >= DEEPEST:
         raise ConfigError(f"'{' '.join(path[:3])} ...' goes on for ever", where=context.command_path)
     for name in command.list_commands(context):
-        child = command.get_command(context, name)
+        child = _loaded(command, context, name)
         if child is None or child.hidden or child.deprecated:
             why = "cannot be loaded" if child is None else "hidden" if child.hidden else "deprecated"
             notes.append(f"left out: {' '.join([*path, name])} ({why})")

@@ -57,9 +57,8 @@ class Row:
     @property
     def group(self) -> int:
         """A hash of what must not be in two splits: the command with its values; where there are none, the wording."""
-        said = {key: self.answer.get(key) for key in ("command", "arguments", "flags", "missing", "candidates")}
-        bare = not self.answer["arguments"] and not self.answer["flags"]
-        return group_key([said, same(self.instruction) if bare else ""])
+        arguments = self.answer["arguments"]
+        return group_key([self.answer["command"], arguments, "" if arguments else self.template])
 
     def values_of(self, seed: int, model: str | None = None, prompt: str | None = None) -> dict[str, Any]:
         """The row as it is written: instruction, context, output, source."""

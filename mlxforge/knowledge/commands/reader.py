@@ -244,6 +244,7 @@ class Reader:
     def argument(self, name: str, body: Any, key: Key, level: int) -> Argument:
         """One argument; its default, enum and values are held against its type."""
         found = self.fields(body, key, "argument")
+        wrong_before = len(self.problems)
         option = "" if found.get("positional") else found.get("option", "--" + name.replace("_", "-"))
         if found.get("positional") and "option" in found:
             self.problem((*key, "option"), "a positional argument has no option", "leave one of them out")
@@ -262,6 +263,8 @@ class Reader:
             tuple(found.get("values", ())),
             tuple(found.get("phrases", ())),
         )
+        if len(self.problems) > wrong_before:
+            return argument  # what is held against a type that is wrong itself tells nothing
         if argument.default is not None and (wrong := argument.problem(argument.default)):
             self.problem((*key, "default"), wrong)
         for item in argument.values:
@@ -278,12 +281,14 @@ class Reader:
         names = given if isinstance(given, list) else [given] * found.get("nargs", 1)
         if not names:
             self.problem((*key, "type"), "the list of types is empty")
-        for name in names:
-            if name not in TYPES:
-                self.problem((*key, "type"), f"unknown type {name!r}", did_you_mean(str(name), TYPES))
+        unknown = [name for name in names if name not in TYPES]
+        for name in unknown:
+            self.problem((*key, "type"), f"unknown type {name!r}", did_you_mean(str(name), TYPES))
         enum = tuple(found.get("enum", ()))
         bounds = (found.get("min"), found.get("max"), found.get("min_open", False), found.get("max_open", False))
         kinds = tuple(Kind(TYPES.get(str(name), "text"), enum, *bounds) for name in names)
+        if unknown:
+            return kinds
         for item in enum:
             if wrong := next((w for kind in kinds if (w := Kind(kind.type).problem(item))), ""):
                 self.problem((*key, "enum"), wrong, "quote it if it is text")
