@@ -30,12 +30,27 @@ CREATE TABLE chunks (
     UNIQUE (document, "index")
 );
 
--- What the user wrote in place of a chunk's text; the chunk's own text stays beside it.
+-- What the user wrote in place of a chunk's text; the chunk's own text stays beside it. An empty text takes the chunk out of force.
 CREATE TABLE edits (
     chunk INTEGER PRIMARY KEY REFERENCES chunks(id) ON DELETE CASCADE,
     text TEXT NOT NULL,
     tokens INTEGER NOT NULL,
     edited TEXT NOT NULL                -- ISO 8601, UTC
+);
+
+-- Edits whose chunk is gone, since its file changed there: kept, for a person to look at.
+CREATE TABLE orphans (
+    id INTEGER PRIMARY KEY,
+    document INTEGER NOT NULL REFERENCES documents(id) ON DELETE CASCADE,
+    original TEXT NOT NULL,             -- the chunk's own text
+    text TEXT NOT NULL,                 -- the edit
+    edited TEXT NOT NULL                -- ISO 8601, UTC
+);
+
+-- Of the whole store: 'model' names the tokenizer that counted the tokens.
+CREATE TABLE about (
+    name TEXT PRIMARY KEY,
+    value TEXT NOT NULL
 );
 
 -- The chunks in force, edits included: what training, search and synthesis read.
@@ -44,7 +59,7 @@ SELECT chunks.id, chunks.document, documents.path, documents.title, chunks."inde
        coalesce(edits.text, chunks.text) AS text, coalesce(edits.tokens, chunks.tokens) AS tokens,
        chunks.heading, chunks.page, chunks.start, chunks."end", chunks.overlap, edits.text IS NOT NULL AS edited
 FROM chunks JOIN documents ON documents.id = chunks.document LEFT JOIN edits ON edits.chunk = chunks.id
-WHERE documents.removed IS NULL;
+WHERE documents.removed IS NULL AND coalesce(edits.text, chunks.text) <> '';
 
 -- The same with the overlap in front.
 CREATE VIEW passages AS

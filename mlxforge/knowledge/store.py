@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -82,18 +83,59 @@ class Store:
                 yield dict(row)
 
     def put(self, document: Document, chunks: Iterable[Chunk]) -> int:
-        """Adds a document or replaces what lies under its path; returns its id. To be called while :meth:`writing`."""
-        self.connection.execute("DELETE FROM documents WHERE path = ?", (document.path,))
-        values = asdict(document) | {"added": now()}
-        names = ", ".join(values)
-        marks = ", ".join(f":{name}" for name in values)
-        number = self.connection.execute(f"INSERT INTO documents ({names}) VALUES ({marks})", values).lastrowid
+        """Adds a document or replaces what lies under its path; returns its id. To be called while :meth:`writing`.
+
+        The id of a document stays, and so do its chunks that are still in it, with their edits. An edit of a chunk that is not
+        goes to the table ``orphans``.
+        """
+        values = asdict(document) | {"added": now(), "removed": None}
+        names, marks = ", ".join(values), ", ".join(f":{name}" for name in values)
+        changes = ", ".join(f"{name} = excluded.{name}" for name in values)
+        query = f"INSERT INTO documents ({names}) VALUES ({marks}) ON CONFLICT (path) DO UPDATE SET {changes} RETURNING id"
+        number = int(self.connection.execute(query, values).fetchone()[0])
+        new = list(enumerate(chunks))
+        before = self.connection.execute('SELECT id, text, heading FROM chunks WHERE document = ? ORDER BY "index"', (number,))
+        if old := before.fetchall():
+            new = self._keep(number, old, new)
         self.connection.executemany(
             'INSERT INTO chunks (document, "index", text, tokens, heading, page, start, "end", overlap) '
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            ((number, index, c.text, c.tokens, c.heading, c.page, c.start, c.end, c.overlap) for index, c in enumerate(chunks)),
+            ((number, index, c.text, c.tokens, c.heading, c.page, c.start, c.end, c.overlap) for index, c in new),
         )
-        return int(number or 0)
+        return number
+
+    def _keep(self, document: int, old: list[sqlite3.Row], new: list[tuple[int, Chunk]]) -> list[tuple[int, Chunk]]:
+        """Moves the old chunks that are among the new ones to their places and drops the others; returns what is missing."""
+        known: dict[tuple[str, str], deque[int]] = defaultdict(deque)
+        for row in old:
+            known[row["text"], row["heading"]].append(row["id"])
+        moved, missing = [], []
+        for index, chunk in new:
+            if same := known.get((chunk.text, chunk.heading)):
+                moved.append((index, chunk.tokens, chunk.page, chunk.start, chunk.end, chunk.overlap, same.popleft()))
+            else:
+                missing.append((index, chunk))
+        gone = [(number,) for numbers in known.values() for number in numbers]
+        run = self.connection.executemany
+        run(
+            "INSERT INTO orphans (document, original, text, edited) SELECT document, chunks.text, edits.text, edited "
+            "FROM edits JOIN chunks ON chunks.id = edits.chunk WHERE chunk = ?",
+            gone,
+        )
+        run("DELETE FROM chunks WHERE id = ?", gone)
+        # No two chunks of a document have one place, not even for a moment.
+        self.connection.execute('UPDATE chunks SET "index" = -1 - "index" WHERE document = ?', (document,))
+        run('UPDATE chunks SET "index" = ?, tokens = ?, page = ?, start = ?, "end" = ?, overlap = ? WHERE id = ?', moved)
+        return missing
+
+    def about(self, name: str) -> str | None:
+        """What the store says of itself, such as the ``model`` whose tokenizer counted."""
+        found = self.rows("SELECT value FROM about WHERE name = ?", (name,))
+        return str(found[0]["value"]) if found else None
+
+    def note(self, name: str, value: str) -> None:
+        """Notes something of the whole store. To be called while :meth:`writing`."""
+        self.connection.execute("INSERT OR REPLACE INTO about (name, value) VALUES (?, ?)", (name, value))
 
     def text(self, document: int) -> str:
         """A document's text in force: its chunks joined, edits included."""
