@@ -87,7 +87,9 @@ def _bounds(value: Any, schema: Schema, where: str) -> Iterator[str]:
 
 
 def _named(value: Any) -> str:
-    return "null" if value is None else next((name for name, kind in TYPES.items() if isinstance(value, kind)), "unknown")
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else "boolean"
+    return next((name for name, kind in TYPES.items() if isinstance(value, kind)), "unknown")
 
 
 def enough(schema: Schema) -> int:
@@ -111,7 +113,7 @@ TAGS = "Write the answer in tags, each on a line of its own, and nothing outside
 
 def tag_instructions(schema: Schema) -> str:
     """What a model is told where its server knows no schema."""
-    return f"{TAGS}\n\n{_form('answer', schema)}"
+    return f"{TAGS}\n\n" + "\n".join(_form(key, inner) for key, inner in schema["properties"].items())
 
 
 def _form(name: str, schema: Schema) -> str:
@@ -130,8 +132,7 @@ def _wanted(schema: Schema) -> str:
 
 def from_tags(text: str, schema: Schema) -> Any:
     """The value that a tagged answer holds; None where there is none. What is missing stays missing: :func:`problem` tells."""
-    found = _inside(text, "answer")
-    return _value(found[0] if found else text, schema)
+    return _value(THOUGHTS.sub("", text), schema)
 
 
 def _inside(text: str, name: str) -> list[str]:

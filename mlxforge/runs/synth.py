@@ -15,7 +15,7 @@ from mlxforge.data.dedup import Deduplicator
 from mlxforge.data.output import check_outputs, new_file
 from mlxforge.data.splits import PARTS
 from mlxforge.knowledge.gates import ABOUT, Candidate, Passage, refused
-from mlxforge.knowledge.jobs import REJECTED, Job, Row, Task, Usage, known_job
+from mlxforge.knowledge.jobs import REJECTED, Job, Row, Task, Usage, job_key
 from mlxforge.knowledge.providers import PROVIDERS, Provider, ProviderSettings, Purse, Reply, Request, provider
 from mlxforge.knowledge.sampling import Sampled, passage, plan, sample
 from mlxforge.knowledge.schemas import from_json, problem, record, text_of
@@ -206,8 +206,7 @@ def synth_qa(
         asked = provider(settings.provider, replace(reached, purse=purse))
         judging = _judge(settings, judge, asked, reached, purse)
         deciding = decisive(settings, sampled, prompts, asked.model, judging.model if judging else "")
-        if not known_job(store, KIND, deciding):
-            check_outputs(outputs.all, force)
+        check_outputs(others(outputs.all, job_key(KIND, deciding)), force)
         job = Job.open(store, KIND, deciding, plan(sampled, settings.styles, settings.per_chunk, settings.limit), redo=redo)
         purse.spent = job.usage.cost
         writer = Writer(store, settings, asked.model, prompts, job.key)
@@ -230,6 +229,19 @@ def opener(runs_dir: Path) -> Callable[[str], tuple[Any, Any]]:
         return found.loaded, found.template
 
     return opened
+
+
+def others(files: Iterable[Path], job: str) -> list[Path]:
+    """Those of the files that a job may not replace: the first row is not one of its own."""
+    return [file for file in files if not (file.is_file() and _job_of(file) == job)]
+
+
+def _job_of(file: Path) -> str:
+    with open(file, "rb") as opened:
+        try:
+            return str(json.loads(opened.readline())["source"]["job"])
+        except (ValueError, LookupError, TypeError):
+            return ""
 
 
 def read_prompts(settings: QaSettings) -> dict[str, Prompt]:
