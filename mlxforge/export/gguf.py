@@ -213,13 +213,25 @@ def check_output(output: Path, force: bool) -> None:
         raise ConfigError("is there already", where=str(output), fix="--force replaces it")
 
 
+def check_quant(placed: Sequence[Placed], metadata: Sequence[Key], quant: str) -> int:
+    """Bytes that the tensors of a file will take.
+
+    Raises:
+        MissingExtraError: neither xllamacpp nor llama-quantize is there to make them.
+    """
+    types, _ = chosen_types(placed, metadata, quant)
+    if needs_library(types.values()) and library() is None and shutil.which(LLAMA_QUANTIZE) is None:
+        require_library(quant)
+    return sum(padded(nbytes(types[tensor.name], tensor.shape)) for tensor in placed)
+
+
 def check_space(output: Path, total: int) -> None:
     """Raises MlxforgeError where the disk has no room for ``total`` bytes."""
     home = next(parent for parent in output.absolute().parents if parent.is_dir())
     with disk_errors(output):
         free = shutil.disk_usage(home).free
     if free < total + MARGIN:
-        what = f"the file takes {total / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+        what = f"{total / 1e6:,.0f} MB are to be written and {MARGIN / 1e6:,.0f} to stay free; {free / 1e6:,.0f} MB are free"
         raise MlxforgeError(what, where=str(output), fix="free space or choose another disk")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import secrets
 import select
 import subprocess
@@ -22,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from mlxforge.core.errors import MissingExtraError, RunFailed
+from mlxforge.core.errors import MissingExtraError, MlxforgeError, RunFailed
 from mlxforge.core.files import PACKAGE
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 CONTEXT = 1024  # tokens; the checks' conversations are shorter
 START, ANSWER = 600.0, 600.0  # seconds until a file is open, and until a request is answered
 SMALL = 64 << 20  # bytes of a file that one thread reads faster than several would wait for each other
-LAST_LINES = 6  # of llama.cpp's log, shown where it fails
+LAST_LINES = 6  # of llama.cpp's log, shown where it fails and names no reason
+# A line of its log that tells of an error: when, E, which function, what.
+REASON = re.compile(r"[\d.]+ E +\w+: +(?:error loading model: )?(?:\w+: )?(.+)")
 FLOOR = -80.0  # log-probabilities below are no more than that: e^-88 is not a float32
 OUTRIGHT = 1e6  # added to a logit: that token comes next, whatever the others are
 
@@ -62,7 +65,8 @@ class LlamaCpp:
 
     Raises:
         MissingExtraError: no xllamacpp.
-        LlamaFailed: the file does not load; the last lines of llama.cpp's log are in it.
+        LlamaFailed: the file does not load; why, as llama.cpp's log has it.
+        MlxforgeError: xllamacpp is installed and does not start.
     """
 
     def __init__(self, file: Path, *, context: int = CONTEXT, threads: int | None = None, timeout: float = ANSWER) -> None:
@@ -106,7 +110,11 @@ class LlamaCpp:
         line = output.readline()
         if not line:
             raise self._failed("cannot open the file")
-        return str(json.loads(line)["address"])
+        answer = json.loads(line)
+        if "missing" in answer:
+            what = f"the package 'xllamacpp' does not start: {answer['missing']}"
+            raise MlxforgeError(what, fix="install it again; --no-verify exports without it")
+        return str(answer["address"])
 
     def _end(self) -> None:
         self._process.kill()
@@ -122,7 +130,10 @@ class LlamaCpp:
         except subprocess.TimeoutExpired:
             code = 0
         died = f", killed by signal {-code}" if code < 0 else ""
-        lines = "".join(f"\n  {line}" for line in self.log()[-LAST_LINES:])
+        log = self.log()
+        # llama.cpp names the reason first, and then everything that fails with it.
+        reason = next((found[1] for line in log if (found := REASON.match(line))), None)
+        lines = f" {reason}" if reason else "".join(f"\n  {line}" for line in log[-LAST_LINES:])
         return LlamaFailed(f"llama.cpp {what}{died}{':' if lines else ''}{lines}", where=str(self.file))
 
     def log(self) -> list[str]:
@@ -208,7 +219,11 @@ def serve() -> None:
     answer = os.dup(1)
     os.dup2(2, 1)  # what llama.cpp prints belongs to the log
     settings = json.loads(sys.stdin.buffer.readline())
-    import xllamacpp
+    try:
+        import xllamacpp
+    except (ImportError, OSError) as error:
+        os.write(answer, json.dumps({"missing": str(error)}).encode() + b"\n")
+        os._exit(1)
 
     params = xllamacpp.CommonParams()
     params.model.path = settings["file"]

@@ -122,7 +122,7 @@ def verify(file: Path, subject: Subject, *, fuzz: int = FUZZ, emit: Emit = ignor
             probes = probed(llama, subject)
             tell(emit, "llama.cpp", 2)
     except LlamaFailed as error:
-        return [Check("loads", False, detail=str(error))], Compared()
+        return [Check("loads", False, detail=error.what)], Compared()
     sort = sort_of({tensor.tensor_type.name for tensor in reader.tensors})
     kind = precision(subject.placed)
     keep = kind is not None and sort != "float"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlxforge.core.errors import ConfigError, MissingExtraError, MlxforgeError
 from mlxforge.core.events import Emit, Noted, Warned, ignore
@@ -13,6 +13,9 @@ from mlxforge.core.files import disk_errors
 from mlxforge.models.hub import display_name
 from mlxforge.runs.opening import Base
 from mlxforge.runs.verify import Material, NotVerified, checked, material
+
+if TYPE_CHECKING:
+    from mlxforge.export.header import Key
 
 NOT_INSTALLED = "not verified: the package 'xllamacpp' is not installed (pip install 'mlxforge[gguf]')"
 NOT_WANTED = "not verified: --no-verify"
@@ -48,7 +51,7 @@ def export_gguf(
         NotVerified: a check failed.
         MlxforgeError: the disk is too small.
     """
-    from mlxforge.export.gguf import check_output
+    from mlxforge.export.gguf import check_output, check_quant, check_space
     from mlxforge.export.llama import available
     from mlxforge.export.quantize import quant_of
 
@@ -62,6 +65,9 @@ def export_gguf(
         check_output(file, force)
         check_report(file, force)
     made = material(base)
+    keys = keys_of(made)
+    # Of several files none is begun where the last could not be made.
+    check_space(next(iter(files.values())), sum(check_quant(made.placed, keys, quant) for quant in chosen))
     why = "" if verify or (verify is None and available()) else NOT_INSTALLED if verify is None else NOT_WANTED
     written = [one_file(made, file, quant, verify=not why, force=force, fuzz=fuzz, emit=emit) for quant, file in files.items()]
     if why:
@@ -86,11 +92,13 @@ def names(output: Path | None, quants: Sequence[str], name: str) -> dict[str, Pa
     """The file of each quantization.
 
     Raises:
-        ConfigError: the name does not end in .gguf.
+        ConfigError: the name does not end in .gguf, or is a folder's.
     """
     if output is None:
         return {quant: Path(f"{name}.{quant}.gguf") for quant in quants}
-    if output.suffix != ".gguf" and not output.is_dir():
+    if output.is_dir():
+        raise ConfigError("is a folder", where=str(output), fix="name a file such as out.gguf")
+    if output.suffix != ".gguf":
         raise ConfigError("a GGUF file's name ends in .gguf", where=str(output), fix=f"-o {output}.gguf")
     if len(quants) == 1:
         return {quants[0]: output}
@@ -106,22 +114,28 @@ def check_report(file: Path, force: bool) -> None:
             raise ConfigError("is there already", where=str(path), fix="--force replaces it")
 
 
+def keys_of(made: Material) -> list[Key]:
+    """The file's keys of architecture and vocabulary."""
+    from mlxforge.export.layout import metadata
+
+    return [*metadata(made.source), *made.vocabulary.keys]
+
+
 def one_file(
     made: Material, file: Path, quant: str, *, verify: bool, force: bool, fuzz: int | None, emit: Emit
 ) -> dict[str, Any]:
     """Writes and verifies one file. It has its own name only once it has passed."""
     from mlxforge.export.gguf import write_gguf
-    from mlxforge.export.layout import metadata
     from mlxforge.export.report import failure, report_path, unverified, write_report
 
-    keys = [*metadata(made.source), *made.vocabulary.keys]
+    keys = keys_of(made)
     below = display_name(made.path) if made.base.adapter else ""
-    # What an earlier export left must not be taken for this one's.
-    for old in (report_path(file), unverified(file)):
-        old.unlink(missing_ok=True)
     place = unverified(file) if verify else file
     written = write_gguf(place, made.source, made.placed, keys, quant, name=made.name, base_model=below, force=force, emit=emit)
     if not verify:
+        # What an earlier export left must not be taken for this one's.
+        for old in (report_path(file), unverified(file)):
+            old.unlink(missing_ok=True)
         return {**written, "passed": None}
     try:
         found = checked(place, made, written, fuzz=fuzz, emit=emit)
@@ -133,6 +147,7 @@ def one_file(
         raise
     if found["passed"]:
         with disk_errors(file):
+            report_path(file).unlink(missing_ok=True)
             os.replace(place, file)
         found["file"], written["file"] = file.name, str(file)
     path = report_path(file)

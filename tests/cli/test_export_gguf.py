@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,11 +14,12 @@ from mlxforge.cli import export_gguf as command
 from mlxforge.cli.main import run
 from mlxforge.core.config import from_dict
 from mlxforge.core.files import file_hash
-from mlxforge.export import llama, restored
+from mlxforge.export import gguf, llama, quantize, restored
 from mlxforge.export import verify as checks_module
 from mlxforge.export.architectures import EXPORTABLE
 from mlxforge.export.quantize import QUANTS
 from mlxforge.models.tiny import make_tiny
+from mlxforge.runs import export_gguf as orchestration
 
 pytest.importorskip("xllamacpp")
 # What llama.cpp wants of a family beside what its tiny model has.
@@ -151,6 +153,36 @@ def test_without_the_extra_it_is_said_that_nothing_was_verified(tmp_path, capsys
         assert "pip install 'mlxforge[gguf]'" in err
 
 
+def test_of_several_files_none_is_begun_where_one_cannot_be_made(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(llama, "available", lambda: False)
+    for module in (gguf, quantize):
+        monkeypatch.setattr(module, "library", lambda: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    words = ("export", "gguf", "tiny", "-o", tmp_path / "out.gguf", "--quant", "f16")
+    code, _, err = call(capsys, *words, "--quant", "q4_k_m")
+    assert (code, "pip install 'mlxforge[gguf]'" in err) == (2, True)
+    free = gguf.MARGIN + 5_000_000  # one file in f16 takes 4.7 MB
+    monkeypatch.setattr(gguf.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    code, _, err = call(capsys, *words, "--quant", "bf16")
+    assert (code, "to stay free; 22 MB are free" in err) == (2, True)
+    assert not list(tmp_path.iterdir())
+    assert call(capsys, *words)[0] == 0
+
+
+def test_what_was_there_keeps_its_report_until_another_takes_its_place(tmp_path, capsys, monkeypatch):
+    words = ("export", "gguf", "tiny", "-o", tmp_path / "out.gguf", "--quant", "q8_0", "--force")
+    assert call(capsys, *words)[0] == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert sorted(before) == ["out.gguf", "out.report.json"]
+
+    def stopped(*args, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(orchestration, "checked", stopped)
+    assert call(capsys, *words)[0] == 130
+    assert before.items() <= {path.name: path.read_bytes() for path in tmp_path.iterdir()}.items()
+
+
 def test_verification_can_be_left_out_and_takes_an_old_report_along(tmp_path, capsys):
     (tmp_path / "out.report.json").write_text("{}")
     words = ("export", "gguf", "tiny", "-o", tmp_path / "out.gguf", "--quant", "f16", "--no-verify")
@@ -170,6 +202,8 @@ def test_what_is_wrong_is_said_and_nothing_written(tmp_path, capsys):
         (("tiny", "-o", tmp_path / "there.gguf"), "there.gguf: is there already (--force replaces it)"),
         (("tiny", "-o", tmp_path / "out.bin"), "ends in .gguf"),
         (("tiny", "-o", tmp_path), "is a folder"),
+        (("tiny", "-o", tmp_path, "--quant", "f16", "--quant", "q8_0"), "is a folder"),
+        (("tiny", "-o", tmp_path / "there.gguf" / "out.gguf", "--quant", "f16"), "cannot write"),
         (("tiny", *out, "--quant", "q9"), "'q9' is not one of"),
         ((strange, *out), "'cohere2' is no architecture that mlxforge can write as GGUF"),
         ((), "nothing is named"),
@@ -194,7 +228,20 @@ def test_a_file_that_is_no_gguf_fails_the_first_check(tmp_path, capsys):
     assert code == 1
     assert "loads" in out
     assert "FAILED" in out
-    assert "llama.cpp cannot open the file" in err
+    said = "error: " + str(file) + ": not as it was trained: loads: llama.cpp cannot open the file: invalid magic characters"
+    assert err.splitlines()[-1].startswith(said)
+
+
+def test_a_llama_cpp_that_does_not_start_says_nothing_of_the_file(tmp_path, capsys, monkeypatch):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "xllamacpp.py").write_text("raise ImportError('built for another machine')")
+    monkeypatch.setenv("PYTHONPATH", str(broken))
+    file = tmp_path / "out.gguf"
+    code, _, err = call(capsys, "export", "gguf", "tiny", "-o", file, "--quant", "f16")
+    said = "error: the package 'xllamacpp' does not start: built for another machine (install it again; --no-verify exports"
+    assert (code, err.splitlines()[-1].startswith(said)) == (2, True)
+    assert list(tmp_path.iterdir()) == [broken]
 
 
 def test_the_kinds_on_the_command_line_are_the_exporters():
