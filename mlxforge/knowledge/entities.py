@@ -95,23 +95,29 @@ def known(found: Iterable[str], chunks: Sequence[tuple[int, str, str]], most: in
 def names(text: str) -> list[str]:
     """Runs of capitalised words, in the order of the text, each once.
 
-    A word at the beginning of a sentence counts where nothing says that it is only the sentence's: it stands with a capital
-    inside a sentence too, or before another one that does and never in small letters.
+    A word at the beginning of a sentence counts where nothing says that it is only the sentence's: it is never in small
+    letters, and stands with a capital inside a sentence too or before a word that does. It does not before a known name.
     """
     words = list(WORD.finditer(text))
     small = {word[0] for word in words if word[0].islower()}
     inside = {word[0] for word in words if word[0][0].isupper() and not _begins(text, word.start())}
+    runs = list(_runs(text, words))
+    alone = {_joined(run) for run in runs if not _begins(text, run[0].start())}
     found: dict[str, None] = {}
-    for run in _runs(text, words):
-        if _begins(text, run[0].start()) and _only_begins(run, small, inside):
+    for run in runs:
+        if _begins(text, run[0].start()) and (_only_begins(run, small, inside) or _joined(run[1:]) in alone):
             run = run[1:]
         while run and run[0][0].lower() in STOP:
             run = run[1:]
         while run and run[-1][0].lower() in STOP:
             run = run[:-1]
         if run and run[0][0][0].isupper() and len(run[0][0]) > 1:
-            found[" ".join(text[run[0].start() : run[-1].end()].split())] = None
+            found[_joined(run)] = None
     return list(found)
+
+
+def _joined(run: Sequence[re.Match[str]]) -> str:
+    return " ".join(word[0] for word in run)
 
 
 def _begins(text: str, place: int) -> bool:
