@@ -15,6 +15,7 @@ from mlxforge.cli.shaping import coloured, heading, show_json, some
 
 SHOWN = 100  # rows of a table, where the user asks for no other number
 BAR, FIGURES = 40, 19  # characters of the longest bar, and of what stands before it
+WIDEST = 60  # characters that a column keeps before the last one has given up its own
 PIPE = 200  # characters of a line that no terminal bounds
 LIMIT = click.option(
     "--limit", type=click.IntRange(0), default=SHOWN, show_default=True, help="Lines of the table at most; 0 shows all."
@@ -23,20 +24,28 @@ LIMIT = click.option(
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = (), dim: Sequence[bool] = ()) -> None:
     """A table as wide as the terminal, the last column cut; figures stand to the right."""
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from mlxforge.ui.units import one_line
 
+    kept = [number for number in range(len(titles)) if any(row[number] for row in rows)]  # a column that is empty says nothing
+    titles, rows = [titles[number] for number in kept], [[one_line(row[number]) for number in kept] for row in rows]
     table = Table(box=None, pad_edge=False)
     for number, title in enumerate(titles):
         last = number == len(titles) - 1
+        widest = max(cell_len(title), *(cell_len(row[number]) for row in rows))
         table.add_column(
-            title, justify="right" if title in right else "left", no_wrap=True, overflow="ellipsis" if last else "fold"
+            title,
+            justify="right" if title in right else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+            min_width=1 if last else min(widest, WIDEST),
         )
     for number, row in enumerate(rows):
-        table.add_row(*(Text(one_line(word)) for word in row), style="bright_black" if dim and dim[number] else "")
+        table.add_row(*(Text(word) for word in row), style="bright_black" if dim and dim[number] else "")
     Console(width=None if sys.stdout.isatty() else PIPE, highlight=False).print(table)
 
 
@@ -139,7 +148,14 @@ def _document(page: dict[str, Any], limit: int) -> None:
     click.echo()
     shown = page["chunk_list"][: limit or None]
     rows = [
-        (reference(one), str(one["page"] or ""), f"{one['tokens']:,}", _mark(one), one["heading"], one["text"][:PIPE])
+        (
+            reference(one),
+            str(one["page"] or ""),
+            f"{one['tokens']:,}",
+            _mark(one),
+            one["heading"],
+            " ".join(one["text"][:PIPE].split()),
+        )
         for one in shown
     ]
     titles = ("chunk", "page", "tokens", "", "heading", "text")
@@ -217,15 +233,14 @@ def search(store: Path, words: tuple[str, ...], limit: int, any_word: bool, raw:
 
 
 def _hit(hit: dict[str, Any]) -> None:
-    from mlxforge.runs.kb import marked
+    from mlxforge.runs.kb import MARKS, marked
     from mlxforge.ui.units import one_line
 
     where = [hit["path"], f"page {hit['page']}" if hit["page"] else "", hit["heading"]]
     click.echo(f"{heading(reference(hit))}  {hit['score']:.2f}  {one_line(' · '.join(part for part in where if part))}")
     begin, end = ("\x1b[1;33m", "\x1b[0m") if coloured() else ("", "")
-    # Marked behind one_line, which lets no control character pass.
-    plain = one_line(marked(hit["snippet"], "\ue000", "\ue001")).replace("\ue000", begin).replace("\ue001", end)
-    click.echo(f"    {plain}")
+    plain = "".join(letter if letter.isprintable() or letter in MARKS else " " for letter in " ".join(hit["snippet"].split()))
+    click.echo(f"    {marked(plain, begin, end)}")
 
 
 @click.command()
@@ -246,9 +261,9 @@ def stats(store: Path, as_json: bool) -> None:
         [
             ("holds", ", ".join(facts) + f", {size(page['bytes'])} of files"),
             ("tokenizer", page["model"]),
-            ("removed", page["removed"] and some(page["removed"], "document") + " whose file is gone"),
+            ("removed", some(page["removed"], "document") + " whose file is gone" if page["removed"] else None),
             ("edits", page["edits"] or None),
-            ("orphans", page["orphans"] and some(page["orphans"], "edit") + " whose chunk is gone: kb show DOCUMENT"),
+            ("orphans", some(page["orphans"], "edit") + " whose chunk is gone: kb show DOCUMENT" if page["orphans"] else None),
             ("jobs", ", ".join(f"{kind} {number:,}" for kind, number in page["jobs"].items())),
             ("rows", ", ".join(f"{number:,} {verdict}" for verdict, number in page["rows"].items())),
         ]

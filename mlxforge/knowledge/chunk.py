@@ -18,14 +18,19 @@ SIZE, OVERLAP = 500, 50  # tokens
 LEAST = 0.4  # of a chunk's tokens: a better place to cut is not looked for before
 # How good a place to cut is.
 INSIDE, WORD, SENTENCE, LINE, PARAGRAPH, HEADING = range(6)
-STOPS = np.array([ord(c) for c in ".!?…"], np.uint32)
-FULL_STOPS = np.array([ord(c) for c in "。！？"], np.uint32)  # no space follows these
-CLOSERS = np.array([ord(c) for c in "\"'”’»)]*_"], np.uint32)
-SPACES = np.array([ord(c) for c in " \t\n\r\f\v\x1c\x1d\x1e\x1f\x85\xa0\u2028\u2029\u3000"], np.uint32)
-NEWLINE = ord("\n")
+# What a character is, as flags by its code.
+SPACE, NEWLINE, STOP, FULL_STOP, CLOSER = 1, 2, 4, 8, 16
+FLAGS = np.zeros(0x110000, np.uint8)
+for letters, flag in (
+    (" \t\n\r\f\v\x1c\x1d\x1e\x1f\x85\xa0\u2028\u2029\u3000", SPACE),
+    ("\n", NEWLINE),
+    (".!?…", STOP),
+    ("。！？", FULL_STOP),  # no space follows these
+    ("\"'”’»)]*_", CLOSER),
+):
+    FLAGS[[ord(letter) for letter in letters]] |= flag
 
 Ints = npt.NDArray[np.int64]
-Characters = npt.NDArray[np.uint32]
 
 
 class Heading(NamedTuple):
@@ -106,25 +111,27 @@ def _overlap(total: Ints, strength: npt.NDArray[np.uint8], first: int, stop: int
 
 def strengths(document: Text, places: Ints) -> npt.NDArray[np.uint8]:
     """(N,) how good each place is to cut at, from the characters around it."""
-    codes = np.frombuffer(document.text.encode("utf-32-le", "surrogatepass"), np.uint32)
-    space, newline = np.isin(codes, SPACES), codes == NEWLINE
-    before, after = np.clip(places - 1, 0, None), np.clip(places, None, len(codes) - 1)
-    second = np.clip(places - 2, 0, None)
-    strength = np.where(space[before] | space[after], WORD, INSIDE).astype(np.uint8)
-    strength[_ends_sentence(codes, space, before) & space[after] | np.isin(codes[before], FULL_STOPS)] = SENTENCE
-    strength[newline[before]] = LINE
-    strength[newline[before] & newline[second] & (places > 1)] = PARAGRAPH
-    begun = np.array([heading.place for heading in document.headings], np.int64)
-    strength[np.isin(places, begun)] = HEADING
+    flags = FLAGS[np.frombuffer(document.text.encode("utf-32-le", "surrogatepass"), np.uint32)]  # (characters,)
+    last = len(flags) - 1
+    before, after = flags[np.maximum(places - 1, 0)], flags[np.minimum(places, last)]
+    second = flags[np.maximum(places - 2, 0)]
+    strength = ((before | after) & SPACE).astype(np.uint8)  # WORD or INSIDE
+    strength[_ends_sentence(flags, places) & (after & SPACE > 0) | (before & FULL_STOP > 0)] = SENTENCE
+    newline = before & NEWLINE > 0
+    strength[newline] = LINE
+    strength[newline & (second & NEWLINE > 0) & (places > 1)] = PARAGRAPH
+    if document.headings:
+        begun = np.array([heading.place for heading in document.headings], np.int64)
+        strength[np.isin(places, begun)] = HEADING
     return strength
 
 
-def _ends_sentence(codes: Characters, space: npt.NDArray[np.bool_], before: Ints) -> npt.NDArray[np.bool_]:
+def _ends_sentence(flags: npt.NDArray[np.uint8], places: Ints) -> npt.NDArray[np.bool_]:
     """Whether a stop stands before each place, behind up to two closing marks."""
-    at = before
+    at = np.maximum(places - 1, 0)
     for _ in range(2):
-        at = np.where(np.isin(codes[at], CLOSERS), np.clip(at - 1, 0, None), at)
-    return np.isin(codes[at], STOPS) & ~space[at]
+        at = np.where(flags[at] & CLOSER > 0, np.maximum(at - 1, 0), at)
+    return flags[at] & STOP > 0
 
 
 def heading_paths(headings: Sequence[Heading]) -> list[str]:

@@ -18,8 +18,11 @@ from mlxforge.models.load import fast_tokenizer
 # the places between, so that the counts add up.
 PIECE = re.compile(r" ?\S+\n*|\s+?(?= ?\S)|\s+")
 LONG = 48  # characters; a longer piece is no word: it is cut where its tokens end, and not kept
+LONG_ASCII = 96  # the same of what has no character beyond ASCII: names and rules, which are no sentences
 LONGEST = 1 << 15  # characters of it that are encoded at a time
 KEPT = 1 << 20  # words
+BITS = 8  # of a known word's length, below its tokens
+LENGTH = (1 << BITS) - 1
 Ints = npt.NDArray[np.int64]
 
 # What tokenizers differ in; a counter adds up on this or says that it does not.
@@ -52,11 +55,15 @@ class Counter:
         """(ends, tokens) of the pieces of a text: where each ends, in characters, and its tokens. Text can be cut there."""
         found = PIECE.findall(text)
         known = self.known
-        self._learn([piece for piece in set(found) if piece not in known and len(piece) <= LONG])
+        # A set less a dict, not its keys: those would all be walked.
+        self._learn(
+            [piece for piece in set(found).difference(known) if len(piece) <= (LONG_ASCII if piece.isascii() else LONG)]
+        )
+        seen = np.fromiter(map(known.get, found, repeat(-1)), np.int64, len(found))
+        if (seen >= 0).all():
+            return np.cumsum(seen & LENGTH), seen >> BITS
         lengths = np.fromiter(map(len, found), np.int64, len(found))
-        tokens = np.fromiter(map(known.get, found, repeat(-1)), np.int64, len(found))
-        ends = np.cumsum(lengths)
-        return self._cut(found, ends, tokens) if (tokens < 0).any() else (ends, tokens)
+        return self._cut(found, np.cumsum(lengths), seen >> BITS)
 
     def _learn(self, words: list[str]) -> None:
         if not words:
@@ -65,36 +72,38 @@ class Counter:
             self.known.clear()
         ordered = sorted(words)
         encoded = encode_pieces(self.tokenizer, ordered, [False] * len(ordered), self.anchor)
-        self.known.update((word, len(ids)) for word, ids in zip(ordered, encoded, strict=True))
+        self.known.update((word, len(ids) << BITS | len(word)) for word, ids in zip(ordered, encoded, strict=True))
 
     def _cut(self, found: list[str], ends: Ints, tokens: Ints) -> tuple[Ints, Ints]:
         """Puts the tokens of each long piece in its place."""
+        long = [int(at) for at in np.flatnonzero(tokens < 0)]
+        blocks = [[found[at][first : first + LONGEST] for first in range(0, len(found[at]), LONGEST)] for at in long]
+        encoded = iter(self.tokenizer.encode_batch([block for one in blocks for block in one], add_special_tokens=False))
         parts: list[tuple[Ints, Ints]] = []
         done = 0
-        for at in np.flatnonzero(tokens < 0):
+        for at, one in zip(long, blocks, strict=True):
             parts.append((ends[done:at], tokens[done:at]))
-            parts.append(self._of_long(found[at], int(ends[at]) - len(found[at])))
+            start = int(ends[at]) - len(found[at])
+            for block in one:
+                places, counts = _token_ends(next(encoded).offsets, len(block))
+                parts.append((places + start, counts))
+                start += len(block)
             done = at + 1
         parts.append((ends[done:], tokens[done:]))
         return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
-    def _of_long(self, piece: str, start: int) -> tuple[Ints, Ints]:
-        ends: list[int] = []
-        tokens: list[int] = []
-        for first in range(0, len(piece), LONGEST):
-            part = piece[first : first + LONGEST]
-            offsets = self.tokenizer.encode(part, add_special_tokens=False).offsets
-            pending = 0
-            for (_, end), (after, _) in zip(offsets, [*offsets[1:], (len(part), 0)], strict=True):
-                pending += 1
-                if after >= end and end > (ends[-1] - start - first if ends else -1):  # a character can be several tokens
-                    ends.append(start + first + end)
-                    tokens.append(pending)
-                    pending = 0
-            if not ends or ends[-1] < start + first + len(part):
-                ends.append(start + first + len(part))
-                tokens.append(pending)
-        return np.array(ends, np.int64), np.array(tokens, np.int64)
+
+def _token_ends(offsets: list[tuple[int, int]], length: int) -> tuple[Ints, Ints]:
+    """(ends, tokens) of a text of ``length`` characters by the spans of its tokens: a character can be several tokens."""
+    spans = np.array(offsets or [(0, length)], np.int64)
+    ends = np.maximum.accumulate(spans[:, 1])
+    following = np.append(spans[1:, 0], length)
+    # A token ends a part where the next begins behind it, and where more of the text is done than before.
+    last = np.flatnonzero((following >= ends) & (np.append(ends[1:], length + 1) > ends))
+    places, counts = ends[last], np.diff(last + 1, prepend=0)
+    counts[-1] += len(spans) - 1 - last[-1]
+    places[-1] = length  # what no token spells belongs to the last
+    return places, counts if offsets else counts * 0
 
 
 def counter_of(model: Path) -> Counter:

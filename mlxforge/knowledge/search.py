@@ -64,7 +64,8 @@ def search(store: Store, text: str, *, limit: int = 10, any_word: bool = False, 
     """
     match = text if raw else match_of(text, any_word=any_word)
     try:
-        return [dict(row) for row in store.connection.execute(HITS, (match, limit))]
+        found = store.connection.execute(HITS, (match, limit))
+        return [{**dict(row), "edited": bool(row["edited"])} for row in found]
     except sqlite3.OperationalError as error:
         if not raw:
             raise

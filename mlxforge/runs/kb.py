@@ -17,6 +17,7 @@ from mlxforge.knowledge.search import search as find_words
 from mlxforge.knowledge.store import Store, now, open_store
 from mlxforge.models.hub import resolve_model
 
+MARKS = (OPEN, CLOSE)  # around the words found in a snippet
 TOKENIZER = ["tokenizer.json"]
 KINDS = ("chunks", "documents", "text")
 SUFFIXES = {".jsonl": "chunks", ".ndjson": "chunks", ".txt": "text", ".md": "text"}
