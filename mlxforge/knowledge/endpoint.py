@@ -57,6 +57,10 @@ class Unreachable(RunFailed):
     """No answer after several tries."""
 
 
+class Garbled(Unreachable):
+    """Something answers, though not in JSON."""
+
+
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     """Prompts and the key go to the host that was named and to no other."""
 
@@ -127,6 +131,11 @@ class Endpoint:
         try:
             reply = self.ask("models", tries=1)
             names = [str(one["id"]) for one in reply["data"]]
+        except Garbled as error:
+            # mlx_lm.server cannot list its models where there is no cache of the hub.
+            if not named:
+                raise ConfigError(error.what, where=self.url, fix=f"name the model: {flag}") from None
+            return named
         except RunFailed as error:
             raise ConfigError(error.what, where=self.url, fix=start) from None
         except Refused as refused:
@@ -176,6 +185,7 @@ class Endpoint:
             Unreachable: no answer after several tries.
         """
         last, tries = "", tries or TRIES
+        kind: type[Unreachable] = Unreachable
         for attempt in range(tries):
             # Jitter: many clients that were refused together must not come back together.
             wait = PAUSE * 2**attempt * random.uniform(0.75, 1.25)
@@ -185,14 +195,14 @@ class Endpoint:
             except Refused as refused:
                 if not refused.passes:
                     raise
-                last, wait = refused.told, max(wait, refused.wait)
+                last, kind, wait = refused.told, Unreachable, max(wait, refused.wait)
             except (OSError, http.client.HTTPException) as error:
-                last = self._clean(self._reason(error))
+                last, kind = self._clean(self._reason(error)), Unreachable
             except ValueError:
-                last = "not JSON: is this an OpenAI-compatible server?"
+                last, kind = "not JSON: is this an OpenAI-compatible server?", Garbled
             if attempt < tries - 1:
                 time.sleep(min(wait, LONGEST_PAUSE))
-        raise Unreachable(f"{last}, tried {tries} times" if tries > 1 else last, where=self.url)
+        raise kind(f"{last}, tried {tries} times" if tries > 1 else last, where=self.url)
 
     def _reason(self, error: Exception) -> str:
         reason = getattr(error, "reason", error)

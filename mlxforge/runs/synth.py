@@ -199,6 +199,7 @@ def synth_qa(
     """
     outputs = Outputs(output, rejects)
     check_outputs(outputs.all, force=True)
+    Deduplicator(settings.near)  # says now that its package is missing, not at the end
     prompts = read_prompts(settings)
     with open_store(store_path) as store:
         sampled = sample(store, settings.seed, settings.valid, settings.test)
@@ -232,8 +233,8 @@ def opener(runs_dir: Path) -> Callable[[str], tuple[Any, Any]]:
 
 
 def others(files: Iterable[Path], job: str) -> list[Path]:
-    """Those of the files that a job may not replace: the first row is not one of its own."""
-    return [file for file in files if not (file.is_file() and _job_of(file) == job)]
+    """Those of the files that a job may not replace: they hold rows, and the first is not one of its own."""
+    return [file for file in files if not (file.is_file() and (not file.stat().st_size or _job_of(file) == job))]
 
 
 def _job_of(file: Path) -> str:
@@ -338,7 +339,9 @@ def judged(made: Iterable[Made], judge: Provider, prompt: Prompt, settings: QaSe
 
 
 def _verdicts(held: list[Made], judge: Provider, prompt: Prompt, settings: QaSettings) -> Iterator[Made]:
-    waiting = {f"{one.task.number}:{place}": (one, place) for one in held for place, row in enumerate(one.rows) if not row.gate}
+    waiting = {
+        f"judge {one.task.number}:{place}": (one, place) for one in held for place, row in enumerate(one.rows) if not row.gate
+    }
     requests = [_question(key, one, place, prompt) for key, (one, place) in waiting.items()]
     left = Counter(id(one) for one, _ in waiting.values())
     yield from (one for one in held if not left[id(one)])
@@ -359,7 +362,7 @@ def _question(key: str, one: Made, place: int, prompt: Prompt) -> Request:
         "style": one.task.style,
         "conversation": "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in turns),
     }
-    return Request(f"judge {key}", prompt.filled(values), VERDICT, 400, 0.0)
+    return Request(key, prompt.filled(values), VERDICT, 400, 0.0)
 
 
 def _verdict(row: Row, reply: Reply, model: str, least: int) -> Row:
