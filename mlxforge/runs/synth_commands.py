@@ -13,16 +13,19 @@ import msgspec
 from mlxforge.core.config import assignments_layer, resolve
 from mlxforge.core.errors import ConfigError, DataError
 from mlxforge.core.events import Emit, Noted, Progress, Warned, ignore
-from mlxforge.core.files import new_directory, write_atomic
+from mlxforge.core.files import bytes_hash, disk_errors, new_directory, write_atomic
 from mlxforge.data.output import check_outputs
 from mlxforge.data.splits import PARTS, Seen, moves, part_of
 from mlxforge.knowledge.commands.describe import readme
-from mlxforge.knowledge.commands.grammar import Grammar, Row, Shares
+from mlxforge.knowledge.commands.grammar import Grammar, Row, Shares, same
 from mlxforge.knowledge.commands.measure import diversity
+from mlxforge.knowledge.commands.paraphrase import PROMPT, refusal, requests, reworded, unlike, wanted, wording
 from mlxforge.knowledge.commands.reader import read_schema, to_yaml
 from mlxforge.knowledge.commands.schema import Schema
 from mlxforge.knowledge.commands.validate import Thresholds, json_schema
+from mlxforge.knowledge.providers import Provider
 
+JOURNAL = "wordings.jsonl"
 SCHEMA, FORMAT, README = "schema.yaml", "schema.json", "README.md"
 
 
@@ -83,16 +86,22 @@ def synth_commands(
     thresholds: Thresholds | None = None,
     valid: float = 0.1,
     test: float = 0.1,
+    asked: Provider | None = None,
     force: bool = False,
     emit: Emit = ignore,
 ) -> dict[str, Any]:
     """Writes rows by part (``train.jsonl`` ...), ``schema.yaml``, ``schema.json`` and ``README.md`` into a folder.
 
-    The same schema, settings and seed give the same bytes, so a run that was killed is simply started again.
+    The same schema, settings and seed give the same bytes, so a run that was killed is simply started again. Wordings of a
+    model are kept beside the folder until it is written: they are asked for once.
+
+    Args:
+        asked: puts some of the requests into other words; what loses a value keeps the grammar's wording.
 
     Returns:
         ``output``, ``rows`` (by part), ``files``, ``cases`` (by name), ``short`` (rows that the schema has no further requests
-        for, by case), ``diversity``, ``thresholds``.
+        for, by case), ``reworded`` (rows in a model's words), ``refused`` (its wordings by reason), ``diversity``,
+        ``thresholds``.
 
     Raises:
         ConfigError: shares that leave nothing to train on, or a schema without requests of any case that was asked for.
@@ -110,6 +119,10 @@ def synth_commands(
     for name in grammar.impossible:
         emit(Warned(message=f"the schema has no request of the case '{name}': its share goes to the others"))
     drawn = drawn_rows(grammar, rows, emit)
+    journal = output.parent / f".{output.resolve().name}.{JOURNAL}"
+    refused = Counter[str]()
+    if asked is not None:
+        drawn = in_other_words(schema, drawn, asked, journal, seed, refused, emit)
     parts = split(drawn, valid, test)
     lines = {part: [row.values_of(seed) for row in drawn if parts[row.number] == part] for part in PARTS}
     shown = {"train": True, "valid": valid > 0, "test": test > 0}
@@ -119,6 +132,8 @@ def synth_commands(
         "files": {part: str(output / f"{part}.jsonl") for part in PARTS if shown[part]},
         "cases": dict(Counter(row.case for row in drawn)),
         "short": dict(grammar.short),
+        "reworded": sum(row.model is not None for row in drawn),
+        "refused": dict(refused.most_common()),
         "diversity": diversity(schema, drawn, [row.instruction for row in drawn]),
         "thresholds": msgspec.to_builtins(limits),
     }
@@ -127,7 +142,56 @@ def synth_commands(
     texts[FORMAT] = msgspec.json.format(msgspec.json.encode(json_schema(schema, limits)), indent=2) + b"\n"
     texts[README] = readme(schema, drawn, result, seed).encode()
     write_folder(output, texts, [name for name in names if name not in texts])
+    journal.unlink(missing_ok=True)
     return result
+
+
+def in_other_words(
+    schema: Schema, rows: Sequence[Row], asked: Provider, journal: Path, seed: int, refused: Counter[str], emit: Emit
+) -> list[Row]:
+    """The rows, some of them in the words of a model. Replies are kept in ``journal`` as they come."""
+    chosen = {str(row.number): row for row in wanted(rows)}
+    keys = {name: bytes_hash(asked.model, PROMPT, str(seed), row.instruction) for name, row in chosen.items()}
+    replies = kept_replies(journal)
+    left = [row for name, row in chosen.items() if keys[name] not in replies]
+    done = len(chosen) - len(left)
+    with disk_errors(journal):
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        with open(journal, "ab") as file:
+            for reply in asked.complete(requests(schema, left, seed)):
+                done += 1
+                emit(Progress(task="asking for wordings", done=done, total=len(chosen), unit="rows"))
+                if reply.error:
+                    refused[f"no reply ({reply.error})"] += 1
+                    continue
+                replies[keys[reply.key]] = reply.text
+                file.write(msgspec.json.encode([keys[reply.key], reply.text]) + b"\n")
+                file.flush()
+    found = {row.number: row for row in rows}
+    seen = unlike(rows)
+    for name, row in chosen.items():
+        if keys[name] not in replies:
+            continue
+        text = wording(replies[keys[name]])
+        reason = refusal(schema, row, text) or ("says what another row says" if same(text) in seen else "")
+        if reason:
+            refused[reason.partition(":")[0]] += 1
+            continue
+        seen.add(same(text))
+        found[row.number] = reworded(row, text, asked.model)
+    return list(found.values())
+
+
+def kept_replies(journal: Path) -> dict[str, str]:
+    """What an earlier run was told; a line that a kill cut off counts as not told."""
+    replies: dict[str, str] = {}
+    if journal.exists():
+        whole = journal.read_bytes().rpartition(b"\n")[0]
+        write_atomic(journal, whole + b"\n" if whole else b"")
+        for line in whole.splitlines():
+            key, text = msgspec.json.decode(line, type=tuple[str, str])
+            replies[key] = text
+    return replies
 
 
 def json_lines(values: Sequence[dict[str, Any]]) -> bytes:

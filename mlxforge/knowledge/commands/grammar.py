@@ -53,6 +53,8 @@ class Row:
     template: str
     values: tuple[str, ...]
     order: tuple[str, ...]
+    model: str | None = None  # who put it into other words, and by which prompt
+    prompt: str | None = None
 
     @property
     def group(self) -> int:
@@ -60,15 +62,15 @@ class Row:
         arguments = self.answer["arguments"]
         return group_key([self.answer["command"], arguments, "" if arguments else self.template])
 
-    def values_of(self, seed: int, model: str | None = None, prompt: str | None = None) -> dict[str, Any]:
+    def values_of(self, seed: int) -> dict[str, Any]:
         """The row as it is written: instruction, context, output, source."""
         source = {
             "style": self.case,
             "formality": self.form,
             "row": self.number,
             "seed": seed,
-            "model": model,
-            "prompt": prompt,
+            "model": self.model,
+            "prompt": self.prompt,
         }
         return {"instruction": self.instruction, "context": self.context, "output": written(self.answer), "source": source}
 
