@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from mlxforge.core.errors import ConfigError, did_you_mean
+from mlxforge.core.errors import ConfigError, RunFailed, did_you_mean
 from mlxforge.core.rows import Message, Preference
 from mlxforge.knowledge import pairs
 from mlxforge.knowledge.gates import UNQUOTED, names, numbers, share, stems
@@ -97,7 +97,7 @@ class Compared:
 
 @dataclass
 class Comparer:
-    """Makes the pairs of a few questions at a time."""
+    """Makes the pairs of a few questions at a time. After a call, ``stopped`` is what ends the job, if anything does."""
 
     store: Store
     settings: GroundedSettings
@@ -105,6 +105,7 @@ class Comparer:
     judge: Provider | None
     prompt: Prompt
     job: str = ""
+    stopped: BaseException | None = None
 
     def __call__(self, tasks: Sequence[Task]) -> list[Compared]:
         """What becomes of each question."""
@@ -167,27 +168,30 @@ class Comparer:
             one.refuse(gate)
 
     def _judge(self, held: Sequence[Compared]) -> None:
-        """Asks which answer is better, in both orders; only what wins twice counts."""
+        """Asks which answer is better, in both orders; only what wins twice counts. Where the judge breaks off, what it has
+        answered is decided and the rest stays open."""
         assert self.judge is not None
-        orders = {"forth": (0, 1), "back": (1, 0)}
-        said: dict[tuple[int, str], str] = {}
-        requests = []
+        by_key = {f"{order} {one.task.number}": one for one in held for order in ("forth", "back")}
+        said: dict[str, str] = {}
+        try:
+            for reply in self.judge.complete(self._judgement(key, one) for key, one in by_key.items()):
+                one = by_key[reply.key]
+                one.usage += used(reply)
+                if reply.error and reply.later:
+                    one.error = reply
+                said[reply.key] = reply.error or reply.text
+        except (RunFailed, KeyboardInterrupt) as error:
+            self.stopped = error
         for one in held:
-            texts = (one.grounded, one.own)
-            for order, (first, second) in orders.items():
-                messages = comparison(self.question(one), texts[first], texts[second])
-                requests.append(Request(f"{order} {one.task.number}", tuple(messages), None, JUDGE_TOKENS, 0.0))
-        by_number = {one.task.number: one for one in held}
-        for reply in self.judge.complete(requests):
-            order, _, number = reply.key.partition(" ")
-            one = by_number[int(number)]
-            one.usage += used(reply)
-            if reply.error and reply.later:
-                one.error = reply
-            said[int(number), order] = reply.error or reply.text
-        for one in held:
-            if one.error is None:
-                self._decide(one, said[one.task.number, "forth"], said[one.task.number, "back"])
+            both = [said.get(f"{order} {one.task.number}") for order in ("forth", "back")]
+            if None in both:
+                one.error = Reply("", error=f"the judge broke off: {self.stopped or 'no reply'}", later=True)
+            elif one.error is None:
+                self._decide(one, *map(str, both))
+
+    def _judgement(self, key: str, one: Compared) -> Request:
+        answers = (one.grounded, one.own) if key.startswith("forth") else (one.own, one.grounded)
+        return Request(key, tuple(comparison(self.question(one), *answers)), None, JUDGE_TOKENS, 0.0)
 
     def question(self, one: Compared) -> Question:
         """What a judge is told of a question."""

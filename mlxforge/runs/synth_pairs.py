@@ -164,6 +164,8 @@ def _work(job: Job, compare: Comparer, concurrency: int, emit: Emit) -> None:
                 job.finish(one.task, [compare.row(one)], one.usage)
             done += 1
         emit(Progress(task="comparing answers", done=done, total=total, unit="questions"))
+        if compare.stopped is not None:
+            raise compare.stopped
 
 
 def finish(job: Job, outputs: Outputs, model: str, emit: Emit) -> dict[str, Any]:
