@@ -211,9 +211,9 @@ class AdaptedSource:
             self.adapter.change(block, piece, start, piece.target in self.embeddings)
         return block
 
-    def raw(self, name: str) -> bytes | None:
+    def block(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """See :class:`Source`."""
-        return None if name in self.pieces else self.below.raw(name)
+        return self.rows(name, start, stop) if name in self.pieces else self.below.block(name, start, stop)
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """See :class:`Source`."""

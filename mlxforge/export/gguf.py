@@ -46,7 +46,7 @@ class Placed(Described, Protocol):
     def op(self) -> str: ...
     @property
     def sources(self) -> tuple[str, ...]: ...
-    def blocks(self, source: Source) -> Iterator[np.ndarray]: ...
+    def blocks(self, source: Source, *, stored: bool = False) -> Iterator[np.ndarray]: ...
 
 
 def write_gguf(
@@ -163,7 +163,7 @@ def started(encoder: Encoder, source: Source, tensor: Placed, kind: str) -> Iter
             yield Block(tensor.name, kind, encoder.check(chunk, kind), left <= 0, len(chunk))
         return
     values, size = block_of(kind)
-    for rows in tensor.blocks(source):
+    for rows in tensor.blocks(source, stored=True):
         left -= rows.size // values * size
         finish = encoder.start(rows, kind, through16=not tensor.keep32)
         yield Block(tensor.name, kind, finish, left <= 0, rows.nbytes)

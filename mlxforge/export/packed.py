@@ -92,9 +92,10 @@ class PackedSource:
         read = self.stored.rows if entry.dtype in NUMPY else self.stored.block
         return mx.array(read(name, start, stop))
 
-    def raw(self, name: str) -> bytes | None:
+    def block(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """See :class:`Source`."""
-        return None if name.removesuffix(".weight") in self.packing else self.stored.raw(name)
+        read = self.rows if name.removesuffix(".weight") in self.packing else self.stored.block
+        return read(name, start, stop)
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """See :class:`Source`."""
@@ -137,9 +138,9 @@ class Repacked:
         """See :class:`Source`."""
         return self.source.rows(name, start, stop)
 
-    def raw(self, name: str) -> bytes | None:
+    def block(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """See :class:`Source`."""
-        return None if self._weight(name) in self.changed else self.base.stored.raw(name)
+        return self.source.block(name, start, stop)
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """See :class:`Source`."""

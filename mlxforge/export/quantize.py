@@ -22,6 +22,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from mlxforge.core.errors import ConfigError, MissingExtraError, did_you_mean
+from mlxforge.export.source import widened
 
 
 @dataclass(frozen=True)
@@ -302,12 +303,14 @@ class Encoder:
         self.pool.shutdown(wait=True, cancel_futures=True)
 
     def start(self, block: np.ndarray, kind: str, *, through16: bool = True) -> Callable[[], np.ndarray]:
-        """Begins to convert float32 values, whole rows along the last axis; the call that is returned waits for the bytes.
+        """Begins to convert values, whole rows along the last axis; the call that is returned waits for the bytes.
+
+        They are float32, float16, or bfloat16 as its 16 bits (uint16).
 
         Raises:
             BadValues: by the returned call; values that are infinite, NaN, or beyond the type.
         """
-        rows = np.ascontiguousarray(block, np.float32).reshape(-1, block.shape[-1] if block.ndim else 1)
+        rows = np.ascontiguousarray(block).reshape(-1, block.shape[-1] if block.ndim else 1)
         values, size = block_of(kind)
         if rows.shape[1] % values:
             raise ValueError(f"rows of {rows.shape[1]} values are no whole blocks of {kind}")
@@ -315,7 +318,7 @@ class Encoder:
         step = max(1, PIECE // max(1, rows.shape[1]))
         convert = CONVERTERS.get(kind) or quantizer(kind, through16)
         futures: list[Future[None]] = [
-            self.pool.submit(convert, rows[start : start + step], out[start : start + step])
+            self.pool.submit(convert_wide, convert, rows[start : start + step], out[start : start + step])
             for start in range(0, len(rows), step)
         ]
 
@@ -345,6 +348,11 @@ class Encoder:
     def encode(self, block: np.ndarray, kind: str, *, through16: bool = True) -> np.ndarray:
         """The bytes (rows, bytes a row), uint8, of float32 values; see :meth:`start`."""
         return self.start(block, kind, through16=through16)()
+
+
+def convert_wide(convert: Callable[[np.ndarray, np.ndarray], None], rows: np.ndarray, out: np.ndarray) -> None:
+    """Converts stored rows by way of float32, which stays in the processor's cache here."""
+    convert(widened(rows, "BF16") if rows.dtype == np.uint16 else rows.astype(np.float32, copy=False), out)
 
 
 def to_f32(rows: np.ndarray, out: np.ndarray) -> None:

@@ -76,8 +76,8 @@ class Source(Protocol):
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Float32 values of ``[start:stop]`` of the first axis, contiguous; only these are read."""
 
-    def raw(self, name: str) -> bytes | None:
-        """The stored bytes of a tensor that is handed on as it lies; None where it is computed."""
+    def block(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """The same in the type that they are stored in, bfloat16 as its 16 bits; float32 where they are computed."""
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """The tensor's bytes in its entry's type, stored or computed, a block at a time."""
@@ -120,7 +120,7 @@ class Stored:
         return widened(self.block(name, start, stop), entry.dtype)
 
     def block(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """The stored values of ``[start:stop]``; bfloat16 as its 16 bits."""
+        """See :class:`Source`; of packed tensors whole numbers."""
         entry, (file, place) = self.entries[name], self.files[name]
         stop = entry.rows if stop is None else min(stop, entry.rows)
         values = np.empty(max(0, stop - start) * entry.width, (NUMPY | PACKED)[entry.dtype])
@@ -128,10 +128,6 @@ class Stored:
             handle.seek(place + start * entry.width * values.itemsize)
             handle.readinto(values.data)
         return values.reshape((max(0, stop - start), *entry.shape[1:]) if entry.shape else ())
-
-    def raw(self, name: str) -> bytes | None:
-        """See :class:`Source`."""
-        return b"".join(self.chunks(name))
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """See :class:`Source`."""

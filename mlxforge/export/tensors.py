@@ -87,20 +87,23 @@ class Placed:
     options: tuple[int, ...] = ()
     values: tuple[float, ...] = ()
 
-    def blocks(self, source: Source) -> Iterator[np.ndarray]:
+    def blocks(self, source: Source, *, stored: bool = False) -> Iterator[np.ndarray]:
         """The values in float32, in order: blocks (rows, last axis) of about 8 MB, 1-D for a 1-D tensor.
+
+        With ``stored`` in the type that they are stored in (see ``Source.block``), unless their values change.
 
         Reads no more at once than a block, or one expert of a tensor that is stored with its experts stacked.
         """
         if not self.sources:
             yield np.array(self.values, np.float32)
         op = OPS[self.op]
-        for name, stored in zip(self.sources, self.stored, strict=True):
-            order = op.rows(stored[0], self.options) if op.rows else None
-            step = max(1, BLOCK // max(1, int(np.prod(stored[1:]))))
-            for start in range(0, stored[0], step):
-                stop = min(start + step, stored[0])
-                block = source.rows(name, start, stop) if order is None else gathered(source, name, order[start:stop])
+        read = source.block if stored and op.value is same else source.rows
+        for name, shape in zip(self.sources, self.stored, strict=True):
+            order = op.rows(shape[0], self.options) if op.rows else None
+            step = max(1, BLOCK // max(1, int(np.prod(shape[1:]))))
+            for start in range(0, shape[0], step):
+                stop = min(start + step, shape[0])
+                block = read(name, start, stop) if order is None else gathered(read, name, order[start:stop])
                 yield from self._pieces(op, block)
 
     def _pieces(self, op: Op, block: np.ndarray) -> Iterator[np.ndarray]:
@@ -137,20 +140,11 @@ class Placed:
             into[name] = whole[np.argsort(op.rows(stored[0], self.options))] if op.rows else whole
         return into
 
-    def passthrough(self, source: Source, kind: str) -> bytes | None:
-        """The tensor's bytes where they are stored already as ``kind`` (F32, F16, BF16) says; None where they are not."""
-        if self.op != "copy" or not self.sources or any(source.entries[name].dtype != kind for name in self.sources):
-            return None
-        parts = [raw for name in self.sources if (raw := source.raw(name)) is not None]
-        if len(parts) < len(self.sources):
-            return None
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
-
-def gathered(source: Source, name: str, rows: np.ndarray) -> np.ndarray:
+def gathered(read: Callable[[str, int, int], np.ndarray], name: str, rows: np.ndarray) -> np.ndarray:
     """These rows of a stored tensor, in this order: one read where they lie close, else one for every run of neighbours."""
     low, high = int(rows.min()), int(rows.max()) + 1
     if high - low <= 2 * len(rows):
-        return source.rows(name, low, high)[rows - low]
+        return read(name, low, high)[rows - low]
     runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
-    return np.concatenate([source.rows(name, int(run[0]), int(run[-1]) + 1) for run in runs])
+    return np.concatenate([read(name, int(run[0]), int(run[-1]) + 1) for run in runs])

@@ -49,7 +49,7 @@ def off(one: mx.array, other: mx.array) -> float:
 
 def raw(folder: Path) -> dict[str, bytes]:
     stored = Stored(weight_files(folder))
-    return {name: stored.raw(name) for name in stored.entries}
+    return {name: b"".join(stored.chunks(name)) for name in stored.entries}
 
 
 def layout(folder: Path) -> dict[str, tuple]:
@@ -251,7 +251,7 @@ def with_a_large_layer(base: Path, rows: int) -> None:
     header, data = {}, b""
     for name, entry in stored.entries.items():
         if name != f"{LARGE}.weight":
-            more = data + stored.raw(name)
+            more = data + b"".join(stored.chunks(name))
             header[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [len(data), len(more)]}
             data = more
     size = len(data) + 128 * rows

@@ -40,6 +40,9 @@ class Stored:
     def rows(self, name, start=0, stop=None):
         return self.arrays[name][start:stop].astype(np.float32)
 
+    def block(self, name, start=0, stop=None):
+        return self.arrays[name][start:stop]
+
     def chunks(self, name) -> Iterator[bytes]:
         data = self.arrays[name].tobytes()
         return (data[start : start + 100_000] for start in range(0, len(data), 100_000))
@@ -56,8 +59,8 @@ class Placed:
     def sources(self):
         return (self.name,)
 
-    def blocks(self, source):
-        values = source.rows(self.name)
+    def blocks(self, source, stored=False):
+        values = (source.block if stored else source.rows)(self.name)
         flat = values.reshape(-1, self.shape[-1]) if values.ndim > 1 else values
         step = max(1, -(-len(flat) // 3))
         return (flat[start : start + step] for start in range(0, len(flat), step))
@@ -319,6 +322,7 @@ class Source:
     entries = {"e": Entry("e", sys.argv[2], (150_000, 1024))}
     def rows(self, name, start, stop):
         return np.resize(np.linspace(-1, 1, 999, dtype=np.float32), (stop - start, 1024))
+    block = rows
     def chunks(self, name):
         return (bytes(300 * 2048) for _ in range(500))
 

@@ -16,7 +16,7 @@ from mlxforge.export import tensors as tensors_module
 from mlxforge.export.architectures import EXPORTABLE
 from mlxforge.export.layout import layout, left_out, metadata
 from mlxforge.export.llama import LlamaCpp
-from mlxforge.export.source import Entry, FolderSource
+from mlxforge.export.source import Entry, FolderSource, widened
 from mlxforge.models.tiny import make_tiny
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -232,21 +232,22 @@ def add(source, *names: str, shape: tuple[int, ...] = (512, 64)) -> None:
     source.entries.update({name: Entry(name, "F32", shape) for name in names})
 
 
-def test_stored_bytes_are_handed_on(tmp_path):
-    source = FolderSource(make(tmp_path / "base", "llama", dtype="float16"))
-    tensors = {tensor.name: tensor for tensor in layout(source)}
-    whole = tensors["blk.0.ffn_up.weight"]
-    assert whole.passthrough(source, "F16") == values(whole, source).astype(np.float16).tobytes()
-    assert whole.passthrough(source, "F32") is None
-    assert tensors["blk.0.attn_q.weight"].passthrough(source, "F16") is None  # permuted
-    assert tensors["rope_freqs.weight"].passthrough(source, "F32") is None  # computed
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_stored_values_are_those_in_float32(dtype, tmp_path):
+    source = FolderSource(make(tmp_path / "base", "llama", dtype=dtype))
+    for tensor in layout(source):
+        blocks = list(tensor.blocks(source, stored=True))
+        if tensor.name == "blk.0.attn_q.weight":  # permuted
+            assert {block.dtype.name for block in blocks} == {{"float16": "float16", "bfloat16": "uint16"}[dtype]}
+        wide = np.concatenate([widened(block, "BF16" if block.dtype == np.uint16 else "F32") for block in blocks])
+        assert np.array_equal(wide.reshape(tensor.shape), values(tensor, source)), tensor.name
 
 
-def test_experts_are_handed_on_one_after_the_other(tmp_path, hub_base):
+def test_experts_follow_one_another(tmp_path, hub_base):
     source = FolderSource(hub_base("mixtral", tmp_path / "base"))
     experts = next(tensor for tensor in layout(source) if tensor.name == "blk.1.ffn_down_exps.weight")
     assert experts.sources[:2] == tuple(f"model.layers.1.block_sparse_moe.experts.{i}.w2.weight" for i in (0, 1))
-    assert experts.passthrough(source, "F32") == values(experts, source).tobytes()
+    assert np.array_equal(values(experts, source)[1], source.rows(experts.sources[1]))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_5"])
