@@ -21,8 +21,9 @@ CASES = ("plain", "incomplete", "off_topic")  # a typo would be mended, and what
 LONGEST = 400  # characters
 COMMON = set(
     "the and for with you your can could would should will please what which how where who this that there here need want "
-    "have has had like know tell give make made let get got use using used run command help want into from about they them "
-    "then than not now one some any all are was were may might must just only also its it's i'd i'm thanks thank hey okay".split()
+    "have has had like know tell give make made let get got use using used run command help want into from about they "
+    "them then than not now one some any all are was were may might must just only also its it's i'd i'm "
+    "thanks thank hey okay".split()
 )  # words that any request may have
 SHAPE = record(paraphrase=text_of(3, LONGEST, "the same request in other words"))
 SYSTEM = (
