@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxforge.cli.shaping import JSON, heading, show_json, some
+from mlxforge.cli.shaping import JSON, heading, show_json, show_next, some
 
 if TYPE_CHECKING:
     from mlxforge.runs.review import Review
@@ -46,6 +46,8 @@ def review(file: Path, kb: Path | None, only: str | None, again: bool, listed: i
         show_json(result)
     elif not listed:
         _show(file, result)
+        if result["stored"]:
+            show_next(["the synth command again, which writes the accepted rows as they are now"])
 
 
 def _look(sitting: Review) -> None:
@@ -73,9 +75,9 @@ def _list(sitting: Review, most: int) -> None:
 def _result(sitting: Review) -> dict[str, Any]:
     said = sitting.said()
     named = {"accepted": said["accept"], "edited": said["edit"], "rejected": said["reject"]}
-    return {"rows": len(sitting.rows), **named, "open": said[""]}
+    return {"rows": len(sitting.rows), **named, "open": said[""], "stored": sitting.stored}
 
 
 def _show(file: Path, result: dict[str, Any]) -> None:
-    told = ", ".join(f"{count:,} {name}" for name, count in list(result.items())[1:-1])
+    told = ", ".join(f"{count:,} {name}" for name, count in list(result.items())[1:4])
     click.echo(f"{file}: {some(result['rows'], 'row')}: {told}, {result['open']:,} not reviewed")

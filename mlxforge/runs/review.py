@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ GATES = {
 }
 # What jobs keep on their way is no row of training data.
 INNER = ("entities",)
+MARK = b'"review":{"verdict":'  # as FileRows writes it
 MAGIC = b"SQLite format 3\x00"
 
 
@@ -181,6 +182,7 @@ class Review:
             number for number, (gates, person) in enumerate(verdicts) if (again or not person) and only in (None, gates)
         ]
         self.detector = Detector()
+        self.stored = isinstance(rows, StoreRows)
 
     def __len__(self) -> int:
         return len(self.wanted)
@@ -247,6 +249,22 @@ def _inside(span: Any, chunk: Mapping[str, Any]) -> tuple[int, int]:
         return 0, 0
     begin, end = (min(max(at, chunk["start"]), chunk["end"]) - chunk["start"] for at in span)
     return (0, 0) if (begin, end) == (0, chunk["end"] - chunk["start"]) or begin >= end else (begin, end)
+
+
+def keep_reviews(files: Iterable[Path], force: bool) -> None:
+    """Stops before a file is written anew that holds what a person said.
+
+    Raises:
+        DataError: there is such a file, and no ``force``.
+    """
+    for file in files:
+        if force or not file.is_file():
+            continue
+        with disk_errors(file), open(file, "rb") as lines:
+            marked = any(MARK in line for line in lines)
+        if marked:
+            fix = "--force replaces it; mlxforge synth review KB keeps verdicts and edits in the knowledge base"
+            raise DataError("holds what you said in review", where=str(file), fix=fix)
 
 
 @contextmanager

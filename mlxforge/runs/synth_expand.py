@@ -23,6 +23,7 @@ from mlxforge.knowledge.sampling import passage
 from mlxforge.knowledge.schemas import enough, from_json, problem
 from mlxforge.knowledge.store import Store, open_store
 from mlxforge.knowledge.templates import Prompt, read_prompt
+from mlxforge.runs.review import keep_reviews
 from mlxforge.runs.synth import EXPECTED, LETTERS_A_TOKEN, SHOWN, others
 from mlxforge.runs.synth_work import work
 
@@ -147,6 +148,7 @@ def synth_expand(
     """
     files = [output, *([rejects] if rejects else [])]
     check_outputs(files, force=True)
+    keep_reviews(files, force)
     prompts = read_prompts(settings)
     with open_store(store_path) as store:
         documents = _subjects(store)

@@ -28,6 +28,7 @@ from mlxforge.models.adapters import adapter_file
 from mlxforge.runs.compare_answers import JUDGE_TOKENS, RULES, Compared, Comparer, GroundedSettings
 from mlxforge.runs.judge_server import comparison
 from mlxforge.runs.opening import resolve_base
+from mlxforge.runs.review import keep_reviews
 from mlxforge.runs.shape_data import finish as finish_reading
 from mlxforge.runs.shape_data import inputs_of
 from mlxforge.runs.synth import EXPECTED, LETTERS_A_TOKEN, SHOWN, Outputs, others
@@ -73,6 +74,7 @@ def synth_pairs(
     """
     outputs = Outputs(output, rejects)
     check_outputs(outputs.all, force=True)
+    keep_reviews(outputs.all, force)
     base = resolve_base(model, runs_dir)
     prompt = read_prompt("open-book", settings.prompts)
     purse = Purse(max_cost)

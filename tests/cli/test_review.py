@@ -216,7 +216,7 @@ def test_only_and_list_and_json(kb):
         "qa job 1, row 2 · rejected · grounded: it says nothing of the mill",
         "qa job 1, row 4 · rejected · length: it says nothing of the mill",
     ]
-    assert json.loads(last) == {"rows": 4, "accepted": 0, "edited": 0, "rejected": 0, "open": 4}
+    assert json.loads(last) == {"rows": 4, "accepted": 0, "edited": 0, "rejected": 0, "open": 4, "stored": True}
 
 
 @pytest.mark.parametrize(

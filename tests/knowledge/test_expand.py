@@ -18,6 +18,7 @@ from mlxforge.knowledge.entities import Entity, entities, known, names, phrases
 from mlxforge.knowledge.gates import Passage
 from mlxforge.knowledge.providers import ProviderSettings
 from mlxforge.knowledge.store import open_store
+from mlxforge.runs.review import open_review
 from mlxforge.runs.synth_expand import ExpandSettings, estimate_expand, synth_expand
 
 MILL = "The mill of Varn was built by Ada Lorne in 1820. Visitors pay 3 pence at the mill.\n\n"
@@ -206,6 +207,18 @@ def test_a_job_that_broke_off_goes_on_and_ends_with_the_same_rows(kb, server, tm
     assert run(kb, server, tmp_path)[1] == rows
     assert len(server.asked) == asked  # nothing is asked twice
     assert result["tasks"]["done"] == asked
+
+
+def test_a_file_that_was_reviewed_is_not_written_anew(kb, server, tmp_path):
+    _, rows = run(kb, server, tmp_path)
+    with open_review(tmp_path / "out.jsonl") as sitting:
+        sitting.say(0, "reject")
+    with pytest.raises(DataError, match="holds what you said in review"):
+        run(kb, server, tmp_path)
+    assert run(kb, server, tmp_path, force=True)[1] == rows
+    with open_review(kb) as sitting:
+        sitting.say(0, "reject")
+    assert run(kb, server, tmp_path)[1] == rows[1:]
 
 
 def test_a_larger_limit_goes_on(kb, server, tmp_path):
