@@ -75,9 +75,7 @@ FROM chunks LEFT JOIN edits ON edits.chunk = chunks.id;
 
 CREATE VIRTUAL TABLE search USING fts5(text, heading, content = 'searched', content_rowid = 'id', tokenize = 'porter unicode61');
 
-CREATE TRIGGER chunk_added AFTER INSERT ON chunks BEGIN
-    INSERT INTO search(rowid, text, heading) VALUES (new.id, new.text, new.heading);
-END;
+-- New chunks are put into the index by Store.put, many at a time.
 CREATE TRIGGER edit_added AFTER INSERT ON edits BEGIN
     INSERT INTO search(search, rowid, text, heading) SELECT 'delete', id, text, heading FROM chunks WHERE id = new.chunk;
     INSERT INTO search(rowid, text, heading) SELECT id, new.text, heading FROM chunks WHERE id = new.chunk;

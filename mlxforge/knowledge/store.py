@@ -83,7 +83,24 @@ class Store:
                 yield dict(row)
 
     def put(self, document: Document, chunks: Iterable[Chunk]) -> int:
-        """Adds a document or replaces what lies under its path; returns its id. To be called while :meth:`writing`.
+        """Adds a document or replaces what lies under its path; returns its id. To be called while :meth:`writing`."""
+        return self.put_all([(document, chunks)])[0]
+
+    def put_all(self, documents: Iterable[tuple[Document, Iterable[Chunk]]]) -> list[int]:
+        """Adds or replaces documents; returns their ids. To be called while :meth:`writing`.
+
+        They come into the index in one statement, not by a trigger: at the end of each statement of a trigger FTS5 writes out
+        what it has gathered, which is four times as slow.
+        """
+        done = [self._put(document, chunks) for document, chunks in documents]
+        if not done:
+            return []
+        query = "INSERT INTO search (rowid, text, heading) SELECT id, text, heading FROM chunks WHERE id > ?"
+        self.connection.execute(query, (min(last for _, last in done),))
+        return [number for number, _ in done]
+
+    def _put(self, document: Document, chunks: Iterable[Chunk]) -> tuple[int, int]:
+        """All of it but the index; returns the document's id and the highest id of a chunk before the new ones.
 
         The id of a document stays, and so do its chunks that are still in it, with their edits. An edit of a chunk that is not
         goes to the table ``orphans``.
@@ -97,12 +114,13 @@ class Store:
         before = self.connection.execute('SELECT id, text, heading FROM chunks WHERE document = ? ORDER BY "index"', (number,))
         if old := before.fetchall():
             new = self._keep(number, old, new)
+        last = int(self.connection.execute("SELECT coalesce(max(id), 0) FROM chunks").fetchone()[0])
         self.connection.executemany(
             'INSERT INTO chunks (document, "index", text, tokens, heading, page, start, "end", overlap) '
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             ((number, index, c.text, c.tokens, c.heading, c.page, c.start, c.end, c.overlap) for index, c in new),
         )
-        return number
+        return number, last
 
     def _keep(self, document: int, old: list[sqlite3.Row], new: list[tuple[int, Chunk]]) -> list[tuple[int, Chunk]]:
         """Moves the old chunks that are among the new ones to their places and drops the others; returns what is missing."""

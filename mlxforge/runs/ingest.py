@@ -31,6 +31,7 @@ from mlxforge.runs.text import expand
 
 SHOWN = 20  # files that could not be read, told while it runs; the result holds all
 TASK = "reading documents"
+GROUP, MOST = 4 << 20, 512  # bytes and files that are written together
 CACHE = 65536  # KiB of the store that its writer keeps in memory
 CHECKPOINT = 8192  # pages of the log before they are put into the file
 
@@ -216,9 +217,16 @@ def _files(store: Store, roots: Iterable[Root], given: Recipe, tally: Tally, emi
         for path in files:
             row = before.get(name := shown(path))
             tasks.append(Task(path, name, shown(root), (row["hash"], row["settings"]) if row else None))
-    for number, outcome in enumerate(outcomes(tasks, given), 1):
-        _take(store, outcome, before, tally, emit)
-        emit(Progress(task=TASK, done=number, total=len(tasks), unit="files"))
+    waiting: list[Outcome] = []
+    try:
+        for number, outcome in enumerate(outcomes(tasks, given), 1):
+            waiting.append(outcome)
+            if sum(one.document.bytes for one in waiting if one.document) > GROUP or len(waiting) == MOST:
+                _write(store, waiting, before, tally, emit)
+                waiting = []
+            emit(Progress(task=TASK, done=number, total=len(tasks), unit="files"))
+    finally:  # stopped by Ctrl-C too: what was read is kept
+        _write(store, waiting, before, tally, emit)
     found = {task.name for task in tasks}
     for root, _, whole in roots:
         if whole and root.is_dir():
@@ -228,8 +236,16 @@ def _files(store: Store, roots: Iterable[Root], given: Recipe, tally: Tally, emi
         emit(Noted(message=f"{len(tally.failed) - SHOWN} more files could not be read"))
 
 
+def _write(store: Store, found: Sequence[Outcome], before: dict[str, Any], tally: Tally, emit: Emit) -> None:
+    """Writes what became of some files in one transaction: each of their documents is in the store whole, or not."""
+    with store.writing():
+        store.put_all((one.document, one.chunks) for one in found if one.document)
+        for one in found:
+            _take(store, one, before, tally, emit)
+
+
 def _take(store: Store, outcome: Outcome, before: dict[str, Any], tally: Tally, emit: Emit) -> None:
-    """Writes one outcome."""
+    """Counts one outcome, and says what could not be read."""
     name = outcome.task.name
     if outcome.error:
         tally.failed.append({"path": name, "reason": outcome.error})
@@ -240,17 +256,14 @@ def _take(store: Store, outcome: Outcome, before: dict[str, Any], tally: Tally, 
     elif outcome.document is None:
         revived = before[name]["removed"] is not None
         if revived:
-            with store.writing() as connection:
-                connection.execute("UPDATE documents SET removed = NULL WHERE path = ?", (name,))
+            store.connection.execute("UPDATE documents SET removed = NULL WHERE path = ?", (name,))
         tally.states["revived" if revived else "unchanged"] += 1
     else:
-        _put(store, outcome.document, outcome.chunks, tally, changed=name in before)
+        _count(outcome.document, outcome.chunks, tally, changed=name in before)
         tally.cleaned.update(outcome.cleaned)
 
 
-def _put(store: Store, document: Document, chunks: Sequence[Chunk], tally: Tally, *, changed: bool) -> None:
-    with store.writing():
-        store.put(document, chunks)
+def _count(document: Document, chunks: Sequence[Chunk], tally: Tally, *, changed: bool) -> None:
     tally.states["changed" if changed else "added"] += 1
     tally.chunks += len(chunks)
     tally.tokens += sum(chunk.tokens for chunk in chunks)
@@ -282,7 +295,9 @@ def _collection(store: Store, records: Sequence[Record], root: str, given: Recip
         if row and row["hash"] == document.hash and row["removed"] is None:
             tally.states["unchanged"] += 1
         else:
-            _put(store, document, chunks, tally, changed=row is not None)
+            with store.writing():
+                store.put(document, chunks)
+            _count(document, chunks, tally, changed=row is not None)
         before.pop(document.path, None)
         emit(Progress(task="reading the collection", done=number, total=len(sources), unit="documents"))
     _missing(store, list(before), tally)

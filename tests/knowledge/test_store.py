@@ -71,6 +71,62 @@ def test_a_document_is_replaced_under_its_path(kb):
         assert len(store.rows("SELECT * FROM documents")) == 2
 
 
+def test_documents_put_together_are_in_the_index_once_each(kb):
+    with open_store(kb) as store:
+        with store.writing():
+            store.put_all([(document("gate"), parts("A new gate.")), (document("mill"), parts("Sails. ", "Its wheel is old."))])
+            store.put_all([])
+        assert (found(store, "text:green"), found(store, "text:turns")) == ([], [])
+        texts = store.rows("SELECT text FROM search WHERE search MATCH 'text:gate OR text:sails OR text:wheel' ORDER BY text")
+        assert [row["text"] for row in texts] == ["A new gate.", "Its wheel is old.", "Sails. "]
+        store.rows("INSERT INTO search(search, rank) VALUES ('integrity-check', 1)")
+
+
+def test_a_changed_document_keeps_its_id_and_the_edits_of_chunks_that_stay(kb):
+    with open_store(kb) as store:
+        with store.writing() as connection:
+            connection.execute("INSERT INTO edits VALUES (1, 'The mill stands. ', 4, 'now')")
+            connection.execute("INSERT INTO edits VALUES (2, 'Its wheel is gone.', 4, 'now')")
+        with store.writing():
+            assert store.put(document("mill"), parts("Once. ", "The mill turns. ", "Its wheel is new.")) == 1
+        assert store.text(1) == "Once. The mill stands. Its wheel is new."
+        order = store.rows('SELECT id, "index", start FROM chunks WHERE document = 1 ORDER BY "index"')
+        assert [(row["id"], row["index"], row["start"]) for row in order][1] == (1, 1, 6)
+        lost = store.rows("SELECT document, original, text FROM orphans")
+        assert [tuple(row.values()) for row in lost] == [(1, "Its wheel is old.", "Its wheel is gone.")]
+        assert (found(store, "text:old OR text:gone"), found(store, "text:stands")) == ([], [1])
+        store.connection.execute("INSERT INTO search(search, rank) VALUES ('integrity-check', 1)")
+
+
+def test_a_document_that_comes_back_is_in_force_again(kb):
+    with open_store(kb) as store:
+        with store.writing() as connection:
+            connection.execute("UPDATE documents SET removed = 'now'")
+        assert store.text(1) == ""
+        with store.writing():
+            store.put(document("mill"), parts("The mill turns. "))
+        assert (store.text(1), store.text(2)) == ("The mill turns. ", "")
+
+
+def test_an_empty_edit_takes_a_chunk_out(kb):
+    with open_store(kb) as store:
+        with store.writing() as connection:
+            connection.execute("INSERT INTO edits VALUES (1, '', 0, 'now')")
+        assert store.text(1) == "Its wheel is old."
+        assert [row["passage"] for row in store.rows("SELECT passage FROM passages WHERE document = 1")] == [
+            "Its wheel is old."
+        ]
+
+
+def test_a_store_that_is_only_read_cannot_be_written(kb):
+    with open_store(kb, readonly=True) as store:
+        assert store.text(2) == "The gate is green."
+        with pytest.raises(DataError, match="cannot be used"), store.writing() as connection:
+            connection.execute("DELETE FROM documents")
+    with open_store(kb) as store:
+        assert len(store.rows("SELECT * FROM documents")) == 2
+
+
 def test_a_transaction_that_fails_leaves_nothing(kb):
     with open_store(kb) as store:
 

@@ -79,7 +79,7 @@ def markdown_headings(text: str, start: int = 0) -> Iterator[Mark]:
             yield begun, 1 if match[1][0] == "=" else 2, above
             above = ""
         else:
-            alone = text[:place].endswith(("\n\n", "\r\n\r\n")) if place > start else True
+            alone = place == start or text.endswith(("\n\n", "\r\n\r\n"), start, place)
             plain = bool(line.strip()) and not line.startswith(("    ", "\t", ">", "|", "-", "*", "+"))
             above, begun = (line.strip(), place) if alone and plain else ("", 0)
         place += len(line)
