@@ -101,6 +101,19 @@ def test_every_kind_of_parameter():
         assert part in told
 
 
+def test_a_program_that_is_a_command_and_one_that_has_commands_beside(tmp_path):
+    both = click.Group("both", invoke_without_command=True, params=[click.Option(["--deep"], is_flag=True)])
+    both.add_command(count, "count")
+    for made, names in ((count, [""]), (both, ["", "count"])):
+        schema = from_click(made, "tool").schema
+        assert list(schema.commands) == names
+        (tmp_path / "s.yaml").write_text(to_yaml(schema))
+        assert read_schema(tmp_path / "s.yaml") == schema
+        for row in Grammar(schema).rows(60):
+            if row.answer["action"] in ("run", "confirm"):
+                parsed(made, words(schema, row.answer))
+
+
 def test_its_lines_are_taken_as_they_were_meant():
     schema = from_click(program, "tool").schema
     given = {

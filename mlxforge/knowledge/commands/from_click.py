@@ -196,6 +196,8 @@ def _argument(parameter: click.Parameter, context: click.Context, level: int, no
     name = option.lstrip("-+/").replace("-", "_") if option else str(parameter.name)
     where = f"{option or name} of '{context.command_path}'"
     kinds = _kinds(parameter, where, notes)
+    if parameter.callback is not None:
+        notes.append(f"may refuse values that fit its type: {where} has a check of its own")
     multiple = parameter.nargs == -1 or bool(getattr(parameter, "multiple", False))
     default = _default(parameter, context, where, notes)
     prompted = bool(getattr(parameter, "prompt", None)) and default is None

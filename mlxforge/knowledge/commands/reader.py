@@ -26,7 +26,16 @@ TEXT, TRUTH, NUMBER, COUNT, LIST, TEXTS, TABLE, ANY = (
     "anything",
 )
 FIELDS = {
-    "schema": {"cli_name": TEXT, "help": TEXT, "commands": TABLE, "args": TABLE, "flags": TABLE, "phrases": TEXTS},
+    "schema": {
+        "cli_name": TEXT,
+        "help": TEXT,
+        "commands": TABLE,
+        "args": TABLE,
+        "flags": TABLE,
+        "phrases": TEXTS,
+        "confirm": TRUTH,
+        "runs": TRUTH,
+    },
     "command": {
         "name": TEXT,
         "help": TEXT,
@@ -186,13 +195,15 @@ class Reader:
         arguments, flags = self.parameters(found, (), 0)
         commands: dict[str, Command] = {}
         groups: dict[str, str] = {}
+        # A program without commands is a command itself.
+        if found.get("runs") or ("commands" not in found and (arguments or flags)):
+            phrases, confirm = tuple(found.get("phrases", ())), found.get("confirm", False)
+            commands[""] = Command((), found.get("help", ""), arguments, flags, phrases, confirm)
+            self.check(commands[""], ())
         if found.get("commands"):
             self.commands(found["commands"], ("commands",), (), arguments, flags, commands, groups)
-        elif "commands" in found or not (arguments or flags):
+        elif not commands:
             self.problem((), "no commands", "commands: {NAME: {help: ..., args: {...}, flags: {...}}}")
-        else:
-            commands[""] = Command((), found.get("help", ""), arguments, flags, tuple(found.get("phrases", ())))
-            self.check(commands[""], ())
         return Schema(name, commands, found.get("help", ""), groups) if not self.problems else None
 
     def commands(
@@ -368,7 +379,7 @@ def schema_values(schema: Schema) -> dict[str, Any]:
     for command in schema.commands.values():
         node = nodes[command.name]
         node.update(help=command.help, phrases=list(command.phrases), confirm=command.confirm)
-        node["runs"] = command.name in schema.groups
+        node["runs"] = command.name in schema.groups or (not command.path and len(schema.commands) > 1)
         for level in range(len(command.path) + 1):
             owner = nodes[" ".join(command.path[:level])]
             owner["args"] = {a.name: argument_values(a) for a in command.arguments if a.level == level}

@@ -288,7 +288,7 @@ GROUPED_VALUE = ways(" |  | on {value} | for {value} | with {value}")
 OPEN = ways(
     "with another {words} | change the {words} | with a different {words} | not with the usual {words} | "
     "adjust the {words} | with a better {words} | but I want another {words} | with some other {words} | "
-    "set the {words} | and choose the {words}"
+    "set the {words} | choose the {words}"
 )
 
 # What this program is not asked for. Slots are drawn from the lists below.
