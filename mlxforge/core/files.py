@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -43,6 +44,18 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise MlxforgeError(f"cannot write: {reason}", where=str(path), fix="free space or choose another folder") from error
+
+
+@contextmanager
+def array_errors(directory: Path) -> Iterator[None]:
+    """Turns MLX's failed write, a RuntimeError without errno, into an OSError; the disk itself is asked for the reason."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "[write]" not in str(error):
+            raise
+        full = shutil.disk_usage(directory).free < 1 << 20
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
 
 
 def sync(path: Path) -> None:

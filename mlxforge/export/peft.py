@@ -15,6 +15,7 @@ import mlx.nn as nn
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from mlxforge.core.errors import ModelError
+from mlxforge.core.files import array_errors
 from mlxforge.export.placement import Placement
 from mlxforge.models.adapters import ADAPTER_CONFIG, PEFT_WEIGHTS
 from mlxforge.models.lora import read_adapter
@@ -47,7 +48,8 @@ class PeftAdapter:
 
     def write(self, folder: Path) -> None:
         """Writes both files."""
-        mx.save_safetensors(str(folder / PEFT_WEIGHTS), self.weights, {"format": "pt"})
+        with array_errors(folder):
+            mx.save_safetensors(str(folder / PEFT_WEIGHTS), self.weights, {"format": "pt"})
         (folder / ADAPTER_CONFIG).write_text(json.dumps(self.config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mlxforge.core.blas import load_blas
 from mlxforge.core.errors import ConfigError
 from mlxforge.core.events import Emit, Noted, Warned, ignore
-from mlxforge.core.files import TEMPORARY, disk_errors, new_directory
+from mlxforge.core.files import TEMPORARY, array_errors, disk_errors, new_directory
 from mlxforge.models.detect import read_config
 from mlxforge.models.hub import resolve_model
 from mlxforge.runs.cards import facts_of, shown_base
@@ -70,7 +70,8 @@ def export_mlx(
             what = f"{len(result.kept)} layers stay as they are: their rows do not divide by {chosen.group_size}"
             emit(Warned(message=f"{what} ({', '.join(result.kept[:3])}{', …' if len(result.kept) > 3 else ''})"))
         with new_directory(output, replace=force) as made:
-            mlx_lm.utils.save_model(made, model, donate_model=True)
+            with array_errors(made):
+                mlx_lm.utils.save_model(made, model, donate_model=True)
             write_rest(made, folder, base, result, str(chosen))
     return {
         "output": str(output), "base": base.model, "packing": str(chosen), "bits_per_weight": result.bits_per_weight,

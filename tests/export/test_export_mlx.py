@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 
 import mlx.core as mx
 import mlx_lm
@@ -11,7 +12,7 @@ from click.testing import CliRunner
 from mlx.utils import tree_flatten
 
 from mlxforge.cli.main import cli
-from mlxforge.core.errors import ConfigError
+from mlxforge.core.errors import ConfigError, MlxforgeError
 from mlxforge.core.events import Progress, Warned
 from mlxforge.core.settings import LoraSettings
 from mlxforge.export.quantized import MODES, distance, logprobs, packing
@@ -156,3 +157,14 @@ def test_the_command(base, tmp_path, monkeypatch):
     assert "4 bits, groups of 64 (affine)" in card
     assert str(tmp_path) not in card
     assert "KL divergence" in shown.stdout
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(base, tmp_path):
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, old[1]))  # bytes that a file may have
+    try:
+        with pytest.raises(MlxforgeError, match="out: cannot write"):
+            export_mlx(Base(str(base), None), tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from mlxforge.cli.export_peft import peft
-from mlxforge.core.errors import ConfigError, ModelError
+from mlxforge.core.errors import ConfigError, MlxforgeError, ModelError
 from mlxforge.export.peft import ROUTER, targets
 from mlxforge.models.families import FAMILIES
 from mlxforge.models.load import load
@@ -136,6 +137,20 @@ def test_a_packed_base_needs_the_name_of_its_float_original(make_adapter, tmp_pa
     assert off(logits(packed, tmp_path / "peft"), logits(packed, base.adapter)) < 1e-5
     (packed / "README.md").write_text("---\nbase_model: org/original\n---\n")
     assert export_peft(base, tmp_path / "peft", force=True)["base"] == "org/original"
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(make_adapter, tmp_path):
+    base = make_tiny("llama3", tmp_path / "base")
+    adapter = make_adapter(tmp_path / "adapter", base)
+    (tmp_path / "made").mkdir()
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, old[1]))  # bytes that a file may have
+    try:
+        with pytest.raises(MlxforgeError, match="out: cannot write"):
+            export_peft(Base(str(base), adapter), tmp_path / "made" / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert list((tmp_path / "made").iterdir()) == []
 
 
 def test_the_command(make_adapter, tmp_path):
