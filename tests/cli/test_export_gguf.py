@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from mlxforge import CptConfig, train
-from mlxforge.cli import export_gguf as command
+from mlxforge.cli import subject as command
 from mlxforge.cli.main import run
 from mlxforge.core.config import from_dict
 from mlxforge.core.files import file_hash
@@ -246,7 +246,7 @@ def test_a_llama_cpp_that_does_not_start_says_nothing_of_the_file(tmp_path, caps
 
 def test_the_kinds_on_the_command_line_are_the_exporters():
     assert set(command.QUANTS) == set(QUANTS)
-    assert command.DEFAULT in QUANTS
+    assert command.DEFAULT_QUANT in QUANTS
 
 
 @pytest.mark.slow

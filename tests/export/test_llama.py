@@ -115,6 +115,7 @@ def test_a_process_that_dies_fails_and_none_is_left(file):
 def test_an_answer_that_takes_too_long_fails(file):
     with LlamaCpp(file) as opened:
         os.kill(opened._process.pid, signal.SIGSTOP)
+        os.waitpid(opened._process.pid, os.WUNTRACED)  # until it has stopped
         opened._connection.timeout = opened.timeout = 0.2
         with pytest.raises(LlamaFailed, match=r"did not answer /tokenize in 0\.2 s"):
             opened.tokenize("a")
