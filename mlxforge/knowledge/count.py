@@ -14,9 +14,15 @@ from mlxforge.core.errors import ModelError
 from mlxforge.data.pieces import anchor_ids, encode_pieces
 from mlxforge.models.load import fast_tokenizer
 
-# A word with the space before and the newlines after it, or what is left of white space. Common tokenizers never merge over
-# the places between, so that the counts add up.
-PIECE = re.compile(r" ?\S+\n*|\s+?(?= ?\S)|\s+")
+# Where a text may be cut for counting, the quick way first: the first whose counts add up is taken.
+PIECES = (
+    # A word with the space before and the newlines after it, or what is left of white space.
+    re.compile(r" ?\S+\n*|\s+?(?= ?\S)|\s+"),
+    # As GPT-2 cuts white space, which merges a line's end with the indent after it: all but its last character.
+    re.compile(r" ?\S+|\s+(?!\S)|\s"),
+    # As Llama 3 does, which merges a line's end with the sign before it, and a tab with the word after it.
+    re.compile(r"[^\S\r\n]?\S+(?:(?<![^\W_])\s*?(?=[^\S\r\n]?\S|\Z))?|\s+?(?=[^\S\r\n]?\S|\Z)"),
+)
 LONG = 48  # characters; a longer piece is no word: it is cut where its tokens end, and not kept
 LONG_ASCII = 96  # the same of what has no character beyond ASCII: names and rules, which are no sentences
 LONGEST = 1 << 15  # characters of it that are encoded at a time
@@ -30,6 +36,9 @@ PROBE = (
     "The mill's wheel hasn't turned since 1984; it'll cost 12,345.67 to mend.\n\n"
     "# A heading\n\n- one, two;\n- three (four)\n\n    def area(w, h):\n        return w * h\n\n"
     "Grüße aus Köln… «vite», naïve café. 日本語の文章。もう一つ。 Привет, мир!\tTab, 👍🏽 and  two spaces. END\n"
+    "func main() {\n\tif x {\n\t\treturn y\n\t}\n\tfor i := range z {\n\t\tvar s string\n\t\tfmt.Print(s)\n\t}\n}\n\n"
+    "class A:\n  def b(self):\n    x = 1\n\n    if x:\n        return [\n            x,\n        ]\n\n\n"
+    "<ul>\r\n  <li>a</li>\r\n</ul>\n"
 )
 
 
@@ -44,8 +53,12 @@ class Counter:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.anchor = anchor_ids(tokenizer)
-        self.known: dict[str, int] = {}
-        self.exact = self.count(PROBE) == len(tokenizer.encode(PROBE, add_special_tokens=False).ids)
+        whole = len(tokenizer.encode(PROBE, add_special_tokens=False).ids)
+        for self.pattern in (*PIECES, PIECES[0]):
+            self.known: dict[str, int] = {}
+            self.exact = self.count(PROBE) == whole
+            if self.exact:
+                break
 
     def count(self, text: str) -> int:
         """Tokens of a text, special ones around it not counted."""
@@ -53,7 +66,7 @@ class Counter:
 
     def pieces(self, text: str) -> tuple[Ints, Ints]:
         """(ends, tokens) of the pieces of a text: where each ends, in characters, and its tokens. Text can be cut there."""
-        found = PIECE.findall(text)
+        found = self.pattern.findall(text)
         known = self.known
         # A set less a dict, not its keys: those would all be walked.
         self._learn(

@@ -10,7 +10,9 @@ import pytest
 
 from mlxforge.cli.data import COMMANDS as DATA_COMMANDS
 from mlxforge.cli.export import COMMANDS as EXPORT_COMMANDS
+from mlxforge.cli.kb import COMMANDS as KB_COMMANDS
 from mlxforge.cli.main import COMMANDS
+from mlxforge.cli.synth import COMMANDS as SYNTH_COMMANDS
 
 HEAVY = {"mlx", "mlx_lm", "transformers", "datasets", "numpy", "rich", "yaml", "tokenizers", "huggingface_hub", "matplotlib"}
 DATA = [["data", name] for name in DATA_COMMANDS]
@@ -20,6 +22,8 @@ PAGES = [
     *([name] for name in COMMANDS),
     *DATA,
     *EXPORT,
+    *(["kb", name] for name in KB_COMMANDS),
+    *(["synth", name] for name in SYNTH_COMMANDS),
     ["runs", "list"],
     ["runs", "watch"],
     ["models", "list"],

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxforge.core.errors import ConfigError
 from mlxforge.knowledge.chunk import Heading, Text, chunks
-from mlxforge.knowledge.count import PROBE, Counter, counter_of
+from mlxforge.knowledge.count import PIECES, PROBE, Counter, counter_of
 from mlxforge.models.hub import resolve_model
 
 COUNTER = counter_of(resolve_model("tiny"))
@@ -78,6 +80,51 @@ def test_paths_of_headings_and_pages():
 def test_an_overlap_that_leaves_no_room_is_refused():
     with pytest.raises(ConfigError, match="at most 5"):
         chunks(Text("a b c"), COUNTER, 10, 6)
+
+
+# How GPT-2 and Llama 3 cut text before they merge.
+WAYS = {
+    "gpt2": r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+""",
+    "llama3": r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"""
+    r"""\s*[\r\n]+|\s+(?!\S)|\s+""",
+}
+
+
+def byte_level(way: str):
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    cut = pre_tokenizers.Split(Regex(WAYS[way]), "isolated")
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, level])
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([PROBE] * 8, trainer)
+    return tokenizer
+
+
+@given(WRITTEN)
+def test_every_way_to_cut_takes_all_of_a_text(text):
+    assert ["".join(pattern.findall(text)) for pattern in PIECES] == [text] * len(PIECES)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_counts_of_common_tokenizers_are_exact(way):
+    tokenizer = byte_level(way)
+    counter = Counter(tokenizer)
+    assert counter.exact
+    source = Path(__file__).read_text(encoding="utf-8") * 3
+    for text in (source, PROBE * 50, "a " * 300 + "b" * 300 + "\n\n\n  c\n" + "-" * 200 + "\n"):
+        assert counter.count(text) == len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def test_a_word_of_many_tokens_and_a_character_of_many_are_counted_where_they_end():
+    text = "👍🏽" * 40 + "漢" * 60
+    ends, tokens = COUNTER.pieces(text)
+    assert ends[-1] == len(text)
+    assert (ends[1:] > ends[:-1]).all()
+    assert tokens.sum() == len(COUNTER.tokenizer.encode(text, add_special_tokens=False).ids)
+    assert (tokens > 0).all()
 
 
 def test_a_tokenizer_that_merges_over_words_says_so():
