@@ -122,3 +122,16 @@ def test_a_killed_run_leaves_no_folder_and_the_next_one_is_whole(schema, how):
     assert run(["synth", "commands", schema, "-o", "out", "--rows", "50"], debug=True) == 0
     assert run(["synth", "commands", schema, "-o", "again", "--rows", "50"], debug=True) == 0
     assert files("out") == files("again")
+
+
+@pytest.mark.slow
+def test_training_on_the_rows_lowers_the_held_out_loss(schema, capsys):
+    assert run(["synth", "commands", schema, "-o", "out", "--rows", "600"], debug=True) == 0
+    capsys.readouterr()
+    words = ["sft", "-c", "sft-command", "--model", "tiny", "--data", "out/train.jsonl", "--valid", "out/valid.jsonl"]
+    words += ["--lora-kind", "full", "--learning-rate", "1e-3", "--steps", "60", "--eval-every", "60", "--batch-tokens", "2048"]
+    assert run([*words, "--sample-tokens", "0", "--json"], debug=True) == 0
+    result = json.loads(capsys.readouterr().out)
+    # 11 nats a token before: the model has never seen JSON.
+    assert result["valid"]["start"]["loss"] > 5
+    assert result["valid"]["end"]["loss"] < 0.6

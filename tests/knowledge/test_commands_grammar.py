@@ -13,6 +13,7 @@ from mlxforge.core.errors import ConfigError
 from mlxforge.data.formats.instructions import is_command, read_command
 from mlxforge.data.splits import PARTS
 from mlxforge.knowledge.commands.grammar import TEMPLATE_USES, Grammar, Shares, same
+from mlxforge.knowledge.commands.lexicon import Lexicon
 from mlxforge.knowledge.commands.line import texts
 from mlxforge.knowledge.commands.measure import distinct, diversity
 from mlxforge.knowledge.commands.reader import read_schema
@@ -146,3 +147,40 @@ def test_distinct_by_hand():
     assert distinct(["a b a b", "c"], 1) == 3 / 5
     assert distinct(["a b a b", "c"], 2) == 2 / 3
     assert distinct([], 1) == 0
+
+
+def test_a_typo_touches_no_option(ship):
+    options = {"--trace", "--force", "--wait", "--no-wait", "--environment", "--replicas", "--share", "--label", "--window"}
+    options |= {"--before"}
+    shares = Shares(plain=0, context=0, clarification=0, incomplete=0, off_topic=0)
+    found = [word for row in Grammar(ship, shares=shares).rows(400) for word in re.findall(r"(?<!\S)--[\w-]+", row.instruction)]
+    assert len(found) > 50
+    assert set(found) <= options
+
+
+def test_a_wording_of_two_commands_is_used_by_neither(tmp_path):
+    text = "cli_name: x\ncommands:\n  one: {help: Clean the house.}\n  two: {help: Clean the house.}\n"
+    text += "  three: {help: Sort a list.}\n  four: {help: Sort a list and print it.}\n"
+    (tmp_path / "x.yaml").write_text(text)
+    verbs = Lexicon.of(read_schema(tmp_path / "x.yaml")).verbs
+    assert verbs["one"] == verbs["two"] == verbs["three"] == ()
+    assert verbs["four"] == ("sort a list and print it",)
+
+
+def test_questions_ask_for_what_is_missing(rows):
+    for row in rows:
+        if "missing" in row.answer:
+            asked = row.answer["question"].rstrip("?").replace(" and ", ", ").split(", ")
+            assert [words.lower().removeprefix("which ") for words in asked] == row.answer["missing"]
+        elif "candidates" in row.answer:
+            assert all(name in row.answer["question"] for name in row.answer["candidates"])
+
+
+def test_values_of_several_words_are_quoted(tmp_path):
+    text = "cli_name: x\ncommands: {say: {help: Say a text., args: {text: "
+    text += "{positional: true, required: true, values: [good day]}}}}\n"
+    (tmp_path / "x.yaml").write_text(text)
+    shares = Shares(context=0, clarification=0, incomplete=0, off_topic=0)
+    rows = list(Grammar(read_schema(tmp_path / "x.yaml"), shares=shares).rows(30))
+    assert rows
+    assert all('"good day"' in row.instruction for row in rows)
