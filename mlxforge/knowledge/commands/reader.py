@@ -304,8 +304,8 @@ class Reader:
             if wrong := next((w for kind in kinds if (w := Kind(kind.type).problem(item))), ""):
                 self.problem((*key, "enum"), wrong, "quote it if it is text")
         low, high = bounds[:2]
-        if low is not None and high is not None and low > high:
-            self.problem((*key, "min"), f"{low:g} is over max, {high:g}")
+        if not enum and (kind := next((kind for kind in kinds if kind.empty), None)):
+            self.problem((*key, "min"), f"no {kind.type} is in {kind.range}")
         if (low is not None or high is not None) and not {kind.type for kind in kinds} <= {"integer", "number"}:
             self.problem((*key, "min" if low is not None else "max"), "bounds are for numbers", "type: integer or number")
         return kinds

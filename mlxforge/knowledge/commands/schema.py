@@ -59,6 +59,16 @@ class Kind:
         return low and high
 
     @property
+    def empty(self) -> bool:
+        """Whether the bounds leave no value."""
+        if self.minimum is None or self.maximum is None:
+            return False
+        if self.type == "integer":
+            first = math.floor(self.minimum) + 1 if self.min_open else math.ceil(self.minimum)
+            return bool(self.problem(first))
+        return self.minimum > self.maximum or (self.minimum == self.maximum and (self.min_open or self.max_open))
+
+    @property
     def range(self) -> str:
         """The bounds as an interval: ``[0, 1)``."""
         low = "(-inf" if self.minimum is None else f"{'(' if self.min_open else '['}{self.minimum:g}"
