@@ -211,7 +211,7 @@ def search(store: Path, words: tuple[str, ...], limit: int, any_word: bool, raw:
     """Find the chunks that have every WORD, the best first (BM25; a higher score is better).
 
     Words are found in all their English forms (turn, turns, turning), in any case, with or without accents. A phrase stands in
-    "double quotes", a word's beginning before a star.
+    "double quotes", a word's beginning before a star. Beside other words, those such as 'the' and 'of' are passed over.
 
     \b
     mlxforge kb search kb.sqlite mill wheel

@@ -13,6 +13,8 @@ OPEN, CLOSE = "\x02", "\x03"  # around the words found in a snippet
 SNIPPET = 32  # words
 QUOTED = re.compile(r'"([^"]*)"?(\*?)|([^\s"]+)')
 CHUNK = re.compile(r"(.+):(\d+)", re.DOTALL)
+# Words that nearly every English text has: they take long to rank and rank nothing, so other words go without them.
+COMMON = set("a an and are as at be by for from has have in is it its of on or that the this to was were will with".split())
 NEAR = 5  # names offered where one does not fit
 
 HITS = f"""
@@ -35,16 +37,19 @@ class Place(NamedTuple):
 def match_of(text: str, *, any_word: bool = False) -> str:
     """A user's words as an FTS5 expression: every word must occur, or any; ``"a phrase"`` and ``begin*`` are kept.
 
-    Whatever else FTS5 has a meaning for is plain text here.
+    Words of COMMON are passed over where there are others. Whatever else FTS5 has a meaning for is plain text here.
 
     Raises:
         DataError: no word to look for.
     """
-    terms = []
+    terms: list[str] = []
+    common: list[str] = []
     for phrase, star, word in QUOTED.findall(text.replace("\0", " ")):
         bare = phrase or word.rstrip("*")
         if any(letter.isalnum() for letter in bare):
-            terms.append(f'"{bare}"' + ("*" if star or (word and word != bare) else ""))
+            term = f'"{bare}"' + ("*" if star or (word and word != bare) else "")
+            (common if word.lower() in COMMON else terms).append(term)
+    terms = terms or common
     if not terms:
         raise DataError("no word to search for", where=repr(text), fix="give words: mlxforge kb search kb.sqlite mill wheel")
     return (" OR " if any_word else " AND ").join(terms)

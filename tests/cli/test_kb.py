@@ -102,6 +102,8 @@ def test_search_finds_forms_phrases_and_beginnings_and_never_fails_on_signs(kb_)
     assert hits("turning", "wheels") == ["/notes/mill.md"]
     assert hits('"green gate"') == []
     assert hits('"gate is green"') == ["/notes/gate.md"]
+    assert hits("the", "gate", "and") == ["/notes/gate.md"]  # beside others, common words are passed over
+    assert set(hits("the")) == {"/notes/gate.md", "/notes/mill.md"}
     assert hits("gard*") == ["/notes/gate.md"]
     assert hits("mill", "garden") == []
     assert set(hits("mill", "garden", "--any")) == {"/notes/gate.md", "/notes/mill.md"}
