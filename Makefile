@@ -21,12 +21,13 @@ WORKERS = -n auto --maxprocesses 4 --dist loadfile
 
 DPO_PRESET = -c configs/$(if $(DATA),dpo-standard,handbook-dpo).yaml
 
-.PHONY: help cpt sft dpo export test test-all check format docs clean
+.PHONY: help cpt sft dpo export data test test-all check format docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make cpt|sft|dpo MODEL=<hub id or folder> DATA=<file or folder> [VALID=...]   the same with your own"
+	@echo "  make data MODEL=<hub id or folder> DATA=<documents>                           the same for making data"
 	@echo "  make export RUN=<name>                                                        another run than the last"
 
 $(VENV)/.installed: pyproject.toml scripts/setup.sh
@@ -35,11 +36,16 @@ $(VENV)/.installed: pyproject.toml scripts/setup.sh
 
 $(VENV)/.installed-dev: pyproject.toml scripts/setup.sh
 	@sh scripts/setup.sh "$(VENV)" "[dev]"
-	@touch $(VENV)/.installed $(VENV)/.installed-gguf $@
+	@touch $(VENV)/.installed $(VENV)/.installed-gguf $(VENV)/.installed-knowledge $@
 
 # llama.cpp itself, which quantizes and verifies.
 $(VENV)/.installed-gguf: pyproject.toml scripts/setup.sh
 	@sh scripts/setup.sh "$(VENV)" "[gguf]"
+	@touch $(VENV)/.installed $@
+
+# Readers of documents, and a model held to a schema.
+$(VENV)/.installed-knowledge: pyproject.toml scripts/setup.sh
+	@sh scripts/setup.sh "$(VENV)" "[docs,synth]"
 	@touch $(VENV)/.installed $@
 
 cpt: $(VENV)/.installed ## Continue pre-training: the shipped model learns the sample handbook
@@ -59,6 +65,9 @@ export: $(VENV)/.installed ## Hand over the last run: fused, as GGUF (f16 and q4
 	@$(MAKE) -s --no-print-directory $(VENV)/.installed-gguf
 	@$(FORGE) fuse "$(NAME)" -o "exports/$(NAME)/model" --force
 	@$(FORGE) export ollama "$(NAME)" -o "exports/$(NAME)" --quant f16 --quant q4_k_m --force $(ARGS)
+
+data: $(VENV)/.installed-knowledge ## Make training data: documents to a knowledge base to rows, a program to its commands
+	@sh scripts/make_data.sh "$(FORGE)" "$(MODEL)" "$(DATA)"
 
 test: $(VENV)/.installed-dev ## Run the tests (a few minutes)
 	@$(PYTHON) -m pytest $(WORKERS) $(ARGS)

@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def block(mark: str) -> str:
-    """The code block after a mark in the README."""
-    found = re.search(rf"<!-- {mark} -->\n```\w+\n(.*?)```", README, re.DOTALL)
+def block(mark: str, page: str = README) -> str:
+    """The code block after a mark in the README or another page."""
+    found = re.search(rf"<!-- {mark} -->\n```\w+\n(.*?)```", page, re.DOTALL)
     assert found, mark
     return found[1]
 
@@ -36,6 +36,15 @@ def test_the_commands_of_the_readme_run(tmp_path):
         assert done.returncode == 0, f"{line}\n{done.stderr}"
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert (tmp_path / "runs" / "first" / "adapters.safetensors").exists()
+
+
+def test_the_commands_of_the_page_on_knowledge_run(tmp_path):
+    lines = block("commands", (ROOT / "docs" / "knowledge.md").read_text()).splitlines()
+    assert len(lines) >= 8
+    for line in lines:
+        done = call(shlex.split(line, comments=True), tmp_path)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    assert len((tmp_path / "pairs.jsonl").read_text().splitlines()) > 1
 
 
 def test_the_python_of_the_readme_runs(tmp_path):
@@ -60,6 +69,8 @@ def test_generated_pages_are_fresh():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("target", ["cpt", "sft", "dpo", "export", "test", "test-all", "check", "format", "docs", "clean"])
+@pytest.mark.parametrize(
+    "target", ["data", "cpt", "sft", "dpo", "export", "test", "test-all", "check", "format", "docs", "clean"]
+)
 def test_make_help_lists_the_targets(target):
     assert f"make {target} " in call(["make", "help"], ROOT).stdout

@@ -28,7 +28,7 @@ WAYS = ("plain", "model")
     "--context", type=click.IntRange(100), default=1500, show_default=True, metavar="TOKENS",
     help="Of the chunks that a passage is written from.",
 )  # fmt: skip
-@click.option("--max-tokens", type=click.IntRange(64), default=1024, show_default=True, help="Of a passage at most.")
+@click.option("--max-tokens", type=click.IntRange(256), default=1024, show_default=True, help="Of a passage at most.")
 @click.option("--audience", metavar="TEXT", help="For whom the passages are, such as 'nurses in their first year'.")
 @click.option("--prompts", type=click.Path(path_type=Path), metavar="DIR", help="Prompts to use in place of the shipped ones.")
 @click.option(

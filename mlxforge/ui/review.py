@@ -82,7 +82,7 @@ def row_text(values: Mapping[str, Any]) -> Text:
     """A row as people read it: turns under their roles, other keys under their names, provenance last."""
     text = Text()
     for key, value in values.items():
-        if key not in NOT_SHOWN:
+        if key not in NOT_SHOWN and value is not None:
             for label, said in _turns(key, value):
                 text.append(f"{harmless(label)}\n", ROLES.get(label, ROLES.get(key, "bold")))
                 text.append(harmless(said).rstrip() + "\n\n")
