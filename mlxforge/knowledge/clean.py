@@ -13,9 +13,11 @@ from typing import NamedTuple
 from mlxforge.core.errors import ConfigError, did_you_mean
 from mlxforge.knowledge.chunk import Heading, Text
 from mlxforge.knowledge.readers.base import Block, Parsed
+from mlxforge.knowledge.readers.table import CODE, READERS
 
 PAGED = frozenset({"pdf"})
 PAGES = frozenset({"html", "epub"})
+PROSE = frozenset(reader.type for reader in READERS.values()) - set(CODE)  # in code every character means something
 LIGATURES = {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"}
 LIGATURE = re.compile("[ﬀ-ﬆ]")
 # Control characters but tab and line feed, marks of direction and of byte order, soft hyphens, and what is no character.
@@ -194,10 +196,10 @@ STEPS: dict[str, Step] = {
     "headers": Step(headers, PAGED, "headers and footers that pages repeat"),
     "page-numbers": Step(page_numbers, PAGED, "page numbers alone on a line"),
     "leaders": Step(leaders, PAGED, "lines of a printed table of contents"),
-    "ligatures": Step(ligatures, frozenset(), "ligatures such as \ufb01"),
+    "ligatures": Step(ligatures, PROSE, "ligatures such as \ufb01"),
     "hyphens": Step(hyphens, PAGED, "words broken at the end of a line"),
     "spaces": Step(blank_lines, PAGED | PAGES, "spaces at line ends, runs of empty lines"),
-    "nfc": Step(nfc, frozenset(), "accents apart from their letters"),
+    "nfc": Step(nfc, PROSE, "accents apart from their letters"),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-SAMPLE = 20_000  # characters
+SAMPLE = 5_000  # characters
 LEAST = 20  # words known of it, in the sample
 LEAD = 1.5  # times as many as of the next language
 # Words that are common in one language and rare in its neighbours.

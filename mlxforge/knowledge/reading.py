@@ -15,12 +15,12 @@ from mlxforge.knowledge.clean import assemble, clean
 from mlxforge.knowledge.count import Counter, counter_of
 from mlxforge.knowledge.language import language
 from mlxforge.knowledge.readers import READERS, Parsed, Unreadable, parse
+from mlxforge.knowledge.readers.table import CODE
 from mlxforge.knowledge.store import Chunk, Document
 
 READING = "1"  # of the readers and the cleaning: another number reads every file anew
 SEGMENT = 1 << 20  # characters that are cut at a time, so that memory does not grow with a document
 LONGEST_TITLE = 200
-CODE = frozenset(reader.type for reader in READERS.values() if reader.function == "read_code")
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,9 @@ def test_navigation_goes_unless_the_page_is_nothing_else():
 def test_steps_for_pages_leave_text_files_alone():
     text = "12\nwell-\nknown   \n1 Mills . . . . . . 12\n\n\n\n\n13\n"
     assert cleaned(text, kind="text") == ([text], {})
+    letters = "'\ufb01' != 'e\u0301'"
+    assert cleaned(letters, kind="python") == ([letters], {})
+    assert cleaned(letters, kind="markdown") == (["'fi' != '\u00e9'"], {"ligatures": 1, "nfc": 1})
 
 
 @given(st.text())
