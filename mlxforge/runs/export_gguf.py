@@ -11,7 +11,7 @@ from mlxforge.core.errors import ConfigError, MissingExtraError, MlxforgeError
 from mlxforge.core.events import Emit, Noted, Warned, ignore
 from mlxforge.core.files import disk_errors
 from mlxforge.models.hub import display_name
-from mlxforge.runs.opening import Base
+from mlxforge.runs.opening import Base, changed_base
 from mlxforge.runs.verify import Material, NotVerified, checked, material
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ def export_gguf(
         check_output(file, force)
         check_report(file, force)
     made = material(base)
+    if warning := changed_base(base, made.path):
+        emit(Warned(message=warning))
     keys = keys_of(made)
     # Of several files none is begun where the last could not be made.
     check_space(next(iter(files.values())), sum(check_quant(made.placed, keys, quant) for quant in chosen))

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from mlxforge.core.blas import load_blas
 from mlxforge.core.errors import ConfigError, MlxforgeError, ModelError
-from mlxforge.core.events import Emit, Progress, ignore
+from mlxforge.core.events import Emit, Progress, Warned, ignore
 from mlxforge.core.files import disk_errors, new_directory
 from mlxforge.models.hub import resolve_model
 from mlxforge.runs.cards import facts_of, shown_base
-from mlxforge.runs.opening import Base
+from mlxforge.runs.opening import Base, changed_base
 
 if TYPE_CHECKING:
     from mlxforge.export.packed import Repacked
@@ -59,6 +59,8 @@ def fuse(
     path = resolve_model(base.model)
     _check_output(output, (path, *base.adapters), force)
     source = open_source(path, *base.adapters)
+    if warning := changed_base(base, path):
+        emit(Warned(message=warning))
     below, adapted = layers_of(source)
     changed = {name for layer in adapted for name in layer.pieces}
     packed = isinstance(below, PackedSource)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mlxforge.core.blas import load_blas
 from mlxforge.core.errors import ConfigError, ModelError, RunError
 from mlxforge.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_settings, is_peft
-from mlxforge.models.hub import is_folder, local, looks_like_path, resolve_model
+from mlxforge.models.hub import display_name, is_folder, local, looks_like_path, resolve_model
 from mlxforge.runs.record import EVENTS, LAST, RECORD, find_run, is_live, list_runs, read_record
 
 if TYPE_CHECKING:
@@ -118,6 +118,20 @@ def subject(name: str | None, model: str | None, adapter: Path | Sequence[Path] 
         if one.run and (read_record(one.run).get("lineage") or {}).get("parent"):
             raise ModelError("holds the runs below it already", where=str(one.run), fix="give this --adapter alone")
     return Base(below.model, folders[-1], over[-1].run, tuple(folders[:-1]))
+
+
+def changed_base(base: Base, path: Path) -> str:
+    """A warning where the model at ``path`` has other content than the one that the run was trained on; else empty.
+
+    Its shapes may fit all the same, so that nothing else tells. It may be meant: the float original of a packed base.
+    """
+    from mlxforge.models.check import model_hash
+
+    record = read_record(base.run) if base.run and (base.run / RECORD).is_file() else {}
+    trained = ((record.get("lineage") or {}).get("model") or {}).get("hash")
+    if not base.run or not trained or trained == model_hash(path):
+        return ""
+    return f"{display_name(path)} is not the model that '{base.run.name}' was trained on, or has changed since: other content"
 
 
 def _named(name: str, runs_dir: Path) -> Base:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from mlxforge.core.blas import load_blas
 from mlxforge.core.errors import ConfigError, MissingExtraError, RunFailed
-from mlxforge.core.events import Emit, ignore
+from mlxforge.core.events import Emit, Warned, ignore
 from mlxforge.models.hub import display_name, resolve_model
-from mlxforge.runs.opening import RUN, TEMPLATE, Base
+from mlxforge.runs.opening import RUN, TEMPLATE, Base, changed_base
 from mlxforge.runs.record import RECORD, read_record
 
 if TYPE_CHECKING:
@@ -113,7 +113,10 @@ def verify_file(file: Path, base: Base, *, fuzz: int | None = None, emit: Emit =
         raise ConfigError("no such file", where=str(file), fix="name a .gguf file")
     if not available():
         raise MissingExtraError("xllamacpp", "gguf", "verification")
-    found = checked(file, material(base), fuzz=fuzz, emit=emit)
+    made = material(base)
+    if warning := changed_base(base, made.path):
+        emit(Warned(message=warning))
+    found = checked(file, made, fuzz=fuzz, emit=emit)
     write_report(report_path(file), found)
     return found
 

@@ -7,13 +7,14 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import mlx.core as mx
 import pytest
 
 from mlxforge import CptConfig, train
 from mlxforge.cli import subject as command
 from mlxforge.cli.main import run
 from mlxforge.core.config import from_dict
-from mlxforge.core.files import file_hash
+from mlxforge.core.files import embedded, file_hash
 from mlxforge.export import gguf, llama, quantize, restored
 from mlxforge.export import verify as checks_module
 from mlxforge.export.architectures import EXPORTABLE
@@ -112,6 +113,23 @@ def test_a_run_is_held_against_the_model_that_was_trained(trained, tmp_path, cap
     assert not json.loads(Path("mill.f16.report.json").read_text())["passed"]
     code, out, _ = call(capsys, "verify", "mill.f16.gguf", "--against", "mill", "--runs-dir", trained.parent, "--json")
     assert (code, json.loads(out)["passed"], json.loads(out)["quant"]) == (0, True, "f16")
+
+
+def test_another_base_of_the_same_shapes_is_told(trained, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(embedded("data", "tiny"), other)
+    weights = mx.load(str(other / "model.safetensors"))
+    mx.save_safetensors(str(other / "model.safetensors"), {name: 1.01 * array for name, array in weights.items()})
+    said = "is not the model that 'mill' was trained on"
+    given = ("--adapter", trained, "-o", tmp_path / "out", "--force")
+    for model, told in (("tiny", False), (other, True)):
+        code, _, err = call(capsys, "fuse", "--model", model, *given)
+        assert (code, said in err) == (0, told), err
+    file = tmp_path / "out.gguf"
+    code, _, err = call(capsys, "export", "gguf", "--model", other, *given[:2], "-o", file, "--quant", "f16", "--no-verify")
+    assert (code, said in err) == (0, True), err
+    code, _, err = call(capsys, "verify", file, "--against", "mill", "--runs-dir", trained.parent)
+    assert (code, said in err, "tensors" in err) == (1, False, True), err
 
 
 def test_a_file_that_fails_keeps_a_name_that_says_so(tmp_path, capsys, monkeypatch):
