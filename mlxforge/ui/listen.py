@@ -38,7 +38,7 @@ def listeners(mode: Mode, control: Control | None = None, *, watching: bool = Fa
         dashboard = Dashboard(control, watching=watching)
         if control is not None:
             control.cleanups.append(dashboard.close)
-        with _signals(dashboard.close, dashboard.suspend), dashboard:
+        with terminal_signals(dashboard.close, dashboard.suspend), dashboard:
             yield dashboard
         return
     from mlxforge.ui.plain import Plain, Quiet
@@ -52,7 +52,7 @@ def listeners(mode: Mode, control: Control | None = None, *, watching: bool = Fa
 
 
 @contextmanager
-def _signals(close: Callable[[], None], suspend: Callable[[], None]) -> Iterator[None]:
+def terminal_signals(close: Callable[[], None], suspend: Callable[[], None]) -> Iterator[None]:
     """A polite kill, a closed window and Ctrl-Z give the terminal back too. What somebody else handles is left to them."""
 
     def end(number: int, _: FrameType | None) -> None:

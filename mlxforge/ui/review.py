@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -16,6 +18,7 @@ from rich.text import Text
 from mlxforge.ui import panels
 from mlxforge.ui.frame import boxed
 from mlxforge.ui.keys import Keys
+from mlxforge.ui.listen import terminal_signals
 from mlxforge.ui.talk import harmless
 
 KEYS = (
@@ -29,6 +32,7 @@ ROLES = {"user": "bold #5fafff", "assistant": "bold #41c98e", "system": "bold br
 ROLES |= {"rejected": "bold red", "prompt": "bold #5fafff"}
 NOT_SHOWN = ("source", "review")
 WIDE = 100  # columns from which row and source stand side by side
+SHORT = 100  # characters of JSON that stay on one line
 PAUSE = 0.25
 
 
@@ -102,7 +106,10 @@ def _turns(key: str, value: Any) -> list[tuple[str, str]]:
 
 
 def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
+    if isinstance(value, str):
+        return value
+    line = json.dumps(value, ensure_ascii=False)
+    return line if len(line) <= SHORT else json.dumps(value, ensure_ascii=False, indent=2)
 
 
 def source_text(passage: Passage) -> Text:
@@ -250,7 +257,7 @@ class Reviewer:
         if not len(self.sitting):
             return
         self.picture.show(0)
-        with self.keys, self._live:
+        with self.keys, self._live, terminal_signals(self._give_back, self._suspend):
             size: object = None
             while not self._left:
                 if size != self.console.size:
@@ -265,6 +272,20 @@ class Reviewer:
                         return
                 if typed:
                     self._live.refresh()
+
+    def _give_back(self) -> None:
+        self._live.stop()
+        self.keys.restore()
+
+    def _suspend(self) -> None:
+        """Ctrl-Z: the terminal is the shell's until the job comes back to the foreground."""
+        self._give_back()
+        os.kill(os.getpid(), signal.SIGSTOP)
+        self._take()
+
+    def _take(self) -> None:
+        self.keys.grab()
+        self._live.start(refresh=True)
 
     def _press(self, key: str) -> None:
         picture = self.picture
@@ -294,13 +315,11 @@ class Reviewer:
         """The row in the user's editor, as JSON, until it is right or left as it was."""
         row = self.sitting[self.picture.number]
         text = before = json.dumps(row.values, ensure_ascii=False, indent=2) + "\n"
-        self._live.stop()
-        self.keys.restore()
+        self._give_back()
         try:
             left = self.editor(text)
         finally:
-            self.keys.grab()
-            self._live.start()
+            self._take()
         if left is None or left.strip() == before.strip():
             self.picture.message = "nothing was changed"
             return

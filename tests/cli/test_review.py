@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import time
 
 import pytest
 from click.testing import CliRunner
@@ -65,7 +68,7 @@ def terminal():
 
 
 def code(*words):
-    return f"from mlxforge.cli.synth_review import review\nreview.main(args={[str(w) for w in words]!r}, standalone_mode=False)"
+    return f"from mlxforge.cli.main import main\nmain(['synth', 'review', *{[str(word) for word in words]!r}])"
 
 
 def verdicts(kb):
@@ -206,6 +209,28 @@ def test_a_person_may_think_again_and_the_gates_word_stays(kb):
             sitting.say(number, "reject")
             sitting.say(number, "accept")
     assert verdicts(kb)[:2] == [("accepted", None, "accept"), ("accepted", "grounded", "accept")]
+
+
+def test_ctrl_z_and_ctrl_c_give_the_terminal_back(kb, terminal):
+    shown = terminal(code(kb))
+    shown.until("row 1 of 4")
+    shown.type("a")
+    shown.until("row 2 of 4")
+    modes = shown.modes()
+    shown.type("\x1a")
+    os.waitpid(shown.pid, os.WUNTRACED)
+    shown.until("\x1b[?1049l")
+    assert shown.modes()[3] != modes[3]  # lines and echo again
+    seen = len(shown.written)
+    shown.signal(signal.SIGCONT)
+    end = time.time() + 10
+    while b"row 2 of 4" not in shown.written[seen:]:
+        assert time.time() < end
+        shown._read()
+    shown.type("\x03")
+    assert shown.wait() == 130
+    assert shown.written.decode().rstrip().endswith("stopped")
+    assert verdicts(kb)[0] == ("accepted", None, "accept")
 
 
 def test_only_and_list_and_json(kb):
