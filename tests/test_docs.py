@@ -38,6 +38,7 @@ def test_the_commands_of_the_readme_run(tmp_path):
     assert (tmp_path / "runs" / "first" / "adapters.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_on_knowledge_run(tmp_path):
     lines = block("commands", (ROOT / "docs" / "knowledge.md").read_text()).splitlines()
     assert len(lines) >= 8
