@@ -19,7 +19,8 @@ from mlxforge.core.errors import ConfigError, DataError
 from mlxforge.core.files import embedded
 from mlxforge.knowledge.providers import CostReached, ProviderSettings
 from mlxforge.knowledge.store import Chunk, Document, open_store
-from mlxforge.runs.synth import QaSettings, estimate, synth_qa
+from mlxforge.runs.synth import estimate, synth_qa
+from mlxforge.runs.synth_rows import QaSettings
 
 TOWNS = "Aldmouth Pothmouth Brackwell Cindervale Dunmere Eastwick Fallowby Gorsham Hexley Ironby Jarrow Kelby".split()
 FACTUAL = ("factual",)
@@ -181,7 +182,7 @@ def test_stopped_it_writes_what_it_has_and_goes_on(kb, server, number):
     server.delay = 0.1
     line = command(kb, server, "--concurrency", "2", "--valid", "0.2", "--test", "0.2")
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        while len(server.seen) < 12:
+        while process.poll() is None and len(server.seen) < 12:
             time.sleep(0.01)
         process.send_signal(number)
         said, told = process.communicate(timeout=30)
