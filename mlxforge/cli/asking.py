@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -105,13 +105,13 @@ def asked(make: Callable[..., dict[str, Any]], as_json: bool, show: Callable[[di
     return result
 
 
-def show_made(result: dict[str, Any]) -> None:
-    """What a job came to."""
+def show_made(result: dict[str, Any], about: Mapping[str, str]) -> None:
+    """What a job came to; ``about`` says what the reasons mean."""
     tasks = result["tasks"]
     made = ", ".join(f"{style} {count:,}" for style, count in result["styles"].items())
     click.echo(f"rows: {made or 'none'}")
     for reason, count in result["rejected"].items():
-        click.echo(f"refused: {count:,} {reason}")
+        click.echo(f"refused: {count:,} {reason} ({about.get(reason, 'by a person')})")
     if tasks["failed"] or tasks["open"]:
         click.echo(f"calls: {tasks['done']:,} done, {tasks['failed']:,} failed, {tasks['open']:,} to go")
     cost = f", ${result['cost']:.4f}" if result["cost"] else ""

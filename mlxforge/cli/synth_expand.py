@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,11 @@ def expand(store: Path, output: Path, as_json: bool, dry_run: bool, **given: Any
     A model learns facts from many wordings. For every document its entities are found, then a passage is asked for about each,
     and about pairs and triples of them, from the chunks that name them (EntiGraph, arXiv 2409.07431). Passages must pass gates:
     form, length, no talk of a text that the reader has not, all entities named, names and numbers that the source has, no
-    duplicate.
+    copy of the source, no duplicate.
 
     The job is in the store: a run that was stopped or killed goes on with the same command.
     """
+    from mlxforge.knowledge.expand import ABOUT
     from mlxforge.runs.synth_expand import ExpandSettings, estimate_expand, synth_expand
 
     names = ("entities", "most_entities", "per_document", "limit", "context", "max_tokens", "provider", "prompts", "seed")
@@ -68,7 +70,11 @@ def expand(store: Path, output: Path, as_json: bool, dry_run: bool, **given: Any
         show_json(found) if as_json else _show_estimate(found)
         return
     kept = {name: given[name] for name in ("rejects", "redo", "force")} | {"max_cost": given["max_cost"] or 0.0}
-    asked(lambda emit: synth_expand(store, output, settings, provider, **kept, emit=emit), as_json, show_made)
+    asked(
+        lambda emit: synth_expand(store, output, settings, provider, **kept, emit=emit),
+        as_json,
+        partial(show_made, about=ABOUT),
+    )
 
 
 def _sizes(text: str) -> tuple[int, ...]:

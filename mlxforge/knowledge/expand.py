@@ -23,6 +23,8 @@ NAMED = {"type": "array", "items": text_of(2, 80, "a name or a term"), "minItems
 ENTITIES_SCHEMA = record(entities=NAMED)
 # Shares of a passage's words and names that its source must have. Chosen, not measured: a rewrite has words of its own.
 WORDS_SHARE, NAMES_SHARE = 0.35, 0.75
+# A passage of which so large a share stands in its source in runs of so many words teaches no new wording.
+RUN, COPIED_SHARE = 8, 0.5
 BETWEEN = "\n[…]\n"
 
 
@@ -194,12 +196,31 @@ def _grounded(one: Written) -> str:
     return "" if part >= WORDS_SHARE else f"{part:.0%} of its words in the source, not {WORDS_SHARE:.0%}"
 
 
+def _copied(one: Written) -> str:
+    words, source = (WORDS.findall(text.casefold()) for text in (one.text, one.source.text))
+    known = {tuple(source[place : place + RUN]) for place in range(len(source) - RUN + 1)}
+    runs = [tuple(words[place : place + RUN]) for place in range(len(words) - RUN + 1)]
+    part = sum(run in known for run in runs) / len(runs) if runs else 0.0
+    return f"{part:.0%} of it stands in its source word for word" if part > COPIED_SHARE else ""
+
+
+# The order in which they are asked.
+ABOUT = {
+    "schema": "not the JSON that was asked for",
+    "length": "too short or too long",
+    "reference": "speaks of a text that a reader does not have",
+    "subject": "does not name what it is about",
+    "grounded": "the source does not bear it",
+    "copied": "the source word for word",
+    "duplicate": "says what an earlier passage says",
+}
 GATES: dict[str, Callable[[Written], str]] = {
     "schema": _schema,
     "length": _length,
     "reference": _reference,
     "subject": _subject,
     "grounded": _grounded,
+    "copied": _copied,
 }
 
 

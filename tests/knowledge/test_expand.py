@@ -30,12 +30,14 @@ DOCUMENTS = {
 
 
 def write(messages):
-    """A passage of the source's own sentences, or the list of its names."""
+    """A passage of the source's own words, each sixth another, or the list of its names."""
     prompt = messages[-1]["content"]
     passage = re.search(r"<passage>\n(.*?)\n</passage>", prompt, re.DOTALL)[1]
     if '{"entities"' in prompt:
         return json.dumps({"entities": ["Ada Lorne", "Atlantis"] if "Ada" in passage else ["Cora Vane", "The Grey Inn"]})
     subject = re.search(r"(?:about|related): (.*)", prompt)[1]
+    words = passage.split()
+    passage = " ".join(" ".join([*words[place : place + 5], "indeed"]) for place in range(0, len(words), 5))
     return json.dumps(
         {"passage": f"{subject}. {passage} So much is known of {subject} today, and it is told often.".ljust(200, ".")}
     )
@@ -152,13 +154,17 @@ def written(text, names=("Ada Lorne",)):
     return expand.refused(expand.Written({"passage": text}, names, Passage("/d", "Varn", 0, "", MILL + LAMP, None, (0, 9))))
 
 
-GOOD = (MILL + LAMP + "Ada Lorne built the mill in 1820 and gave Varn its lamp, which Bo Tarn lights. ").replace("\n", " ")
+GOOD = (
+    "It was Ada Lorne who built the mill of Varn, in 1820; whoever visits the mill pays 3 pence. Varn has its lamp from Ada "
+    "Lorne as well: Bo Tarn is there to light the lamp, and nobody else may. A mill and a lamp, both by Ada Lorne. "
+)
 
 
 @pytest.mark.parametrize(
     ("text", "gate"),
     [
         (GOOD, ""),
+        ((MILL + LAMP).replace("\n", " ") + "Nobody else may light the lamp of Ada Lorne.", "copied"),
         ("Ada Lorne.", "length"),
         (GOOD.replace("Ada Lorne", "She"), "subject"),
         (GOOD + "As the text above says.", "reference"),
