@@ -22,6 +22,7 @@ from mlxforge.knowledge.store import Store, open_store
 ACCEPT, EDIT, REJECT = "accept", "edit", "reject"
 SAYS = {ACCEPT: "accepted", EDIT: "accepted", REJECT: "rejected"}
 ONLY = ("accepted", "rejected")
+PERSON = "review"  # the gate of rows that a person refused
 # A gate that refused the row stays named; a person stands in for one where none did.
 GATES = {
     "accepted": "UPDATE rows SET verdict = ?, reviewed = ?, content = ?, gate = nullif(gate, 'review') WHERE id = ?",
@@ -148,7 +149,7 @@ class StoreRows:
         row = next(iter(self.store.rows(query, (self.index[number][0],))), None)
         if row is None:
             raise DataError("a row is gone: its job was begun anew", where=str(self.store.path), fix="review it again")
-        reason = ": ".join(part for part in (row["gate"], row["reason"]) if part)
+        reason = ": ".join(part for part in (row["gate"], row["reason"]) if part and part != PERSON)
         place = f"{row['kind']} job {row['job']}, row {number + 1}"
         return Row(place, msgspec.json.decode(row["content"]), row["verdict"], reason, row["reviewed"] or "")
 

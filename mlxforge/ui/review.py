@@ -30,7 +30,8 @@ STYLES = {"accept": "bold #41c98e", "edit": "bold #41c98e", "reject": "bold red"
 PAST = {"accept": "accepted", "edit": "edited", "reject": "rejected", "": "to do"}
 ROLES = {"user": "bold #5fafff", "assistant": "bold #41c98e", "system": "bold bright_black", "chosen": "bold #41c98e"}
 ROLES |= {"rejected": "bold red", "prompt": "bold #5fafff"}
-NOT_SHOWN = ("source", "review")
+NOT_SHOWN = ("source", "review", "made_by")
+TOLD = ("style", "model", "way", "judge", "grounded", "job")  # of where a row comes from
 WIDE = 100  # columns from which row and source stand side by side
 SHORT = 100  # characters of JSON that stay on one line
 PAUSE = 0.25
@@ -90,12 +91,19 @@ def row_text(values: Mapping[str, Any]) -> Text:
             for label, said in _turns(key, value):
                 text.append(f"{harmless(label)}\n", ROLES.get(label, ROLES.get(key, "bold")))
                 text.append(harmless(said).rstrip() + "\n\n")
-    source = values.get("source")
-    if isinstance(source, dict):
-        told = [f"{key} {source[key]}" for key in ("style", "model", "job") if source.get(key)]
-        text.append(harmless(" · ".join(told)).replace("\n", " "), "bright_black")
+    told = [
+        f"{name} {part[name]}"
+        for part in map(_mapping, map(values.get, ("source", "made_by")))
+        for name in TOLD
+        if part.get(name)
+    ]
+    text.append(harmless(" · ".join(told)).replace("\n", " "), "bright_black")
     text.rstrip()
     return text
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _turns(key: str, value: Any) -> list[tuple[str, str]]:
