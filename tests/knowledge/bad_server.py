@@ -80,11 +80,11 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def cut(handler: Handler, _: Any) -> None:
-    """Promises more than it sends."""
+    """Promises more than it sends, though that is JSON."""
     handler.send_response(200)
     handler.send_header("Content-Length", "5000")
     handler.end_headers()
-    handler.wfile.write(b'{"choices": [')
+    handler.wfile.write(b'{"choices": []}')
     handler.close_connection = True
 
 
@@ -93,13 +93,14 @@ def hang_up(handler: Handler, _: Any) -> None:
 
 
 def drip(handler: Handler, _: Any) -> None:
-    """A byte now and then, so that no single read times out."""
+    """A byte now and then, so that no single read times out; a whole answer in the end."""
     handler.send_response(200)
     handler.end_headers()
-    for _ in range(40):
+    for _ in range(20):
         handler.wfile.write(b" ")
         handler.wfile.flush()
         time.sleep(0.05)
+    handler.wfile.write(b'{"choices": []}')
 
 
 def content(text: str) -> Any:
