@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from mlxforge.core.errors import DataError
 from mlxforge.core.files import bytes_hash
 from mlxforge.knowledge.entities import Entity, entities, known, pattern
 from mlxforge.knowledge.gates import REFERENCES, WORDS, Passage, names, numbers, share
@@ -71,8 +72,8 @@ def subjects(store: Store) -> Iterator[Subject]:
 
 
 def digest(documents: Sequence[Subject]) -> str:
-    """Changes with the texts."""
-    return bytes_hash(*(bytes_hash(one.path, *(part.text for part in one.parts)) for one in documents))[:16]
+    """Changes with the texts, and with the ids by which tasks name them."""
+    return bytes_hash(*(bytes_hash(one.path, *(f"{part.id} {part.text}" for part in one.parts)) for one in documents))[:16]
 
 
 def groups(found: Sequence[Entity], sizes: Sequence[int], most: int) -> list[tuple[Entity, ...]]:
@@ -147,7 +148,9 @@ def source(store: Store, task: Task) -> Passage:
     for row in rows:
         text += ("" if last is None or row["index"] == last + 1 else BETWEEN) + row["text"]
         last = row["index"]
-    first = next(row for row in rows if row["id"] == task.chunk)
+    first = next((row for row in rows if row["id"] == task.chunk), None)
+    if first is None:
+        raise DataError("a chunk is gone: the documents were changed meanwhile", where=str(store.path), fix="run it again")
     heading = first["heading"] or first["title"]
     return Passage(first["path"], first["title"], first["index"], heading, text, None, (first["start"], first["end"]))
 

@@ -89,7 +89,10 @@ def plan(asked: Iterable[Asked]) -> tuple[list[Task], int]:
 def digest(store: Store, tasks: Sequence[Task]) -> str:
     """Changes with the questions, and with the texts of their chunks."""
     texts = {chunk: passage(store, chunk).text for chunk in {task.chunk for task in tasks} if chunk is not None}
-    parts = (json.dumps([task.split, dict(task.request)], sort_keys=True) + texts.get(task.chunk or 0, "") for task in tasks)
+    parts = (
+        json.dumps([task.chunk, task.split, dict(task.request)], sort_keys=True) + texts.get(task.chunk or 0, "")
+        for task in tasks
+    )
     return bytes_hash(*parts)[:16]
 
 

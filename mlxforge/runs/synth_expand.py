@@ -11,7 +11,6 @@ from typing import Any
 
 from mlxforge.core.errors import ConfigError, DataError, Interrupted, RunFailed, did_you_mean
 from mlxforge.core.events import Emit, Noted, Warned, ignore
-from mlxforge.core.files import bytes_hash
 from mlxforge.data.dedup import Deduplicator
 from mlxforge.data.output import check_outputs, new_file
 from mlxforge.knowledge import expand
@@ -237,7 +236,6 @@ def _entities(
         "prompt": expander.prompts["entities"].hash,
         "seed": expander.settings.seed,
         "documents": expand.digest(documents),
-        "chunks": bytes_hash(*map(str, chunks))[:16],
     }
     plan = (Task(number, chunk, FINDING, "train") for number, chunk in enumerate(chunks))
     job = Job.open(expander.store, FINDING, deciding, plan, redo=redo)

@@ -124,7 +124,11 @@ def _given(store: Store, questions: Sequence[str], emit: Emit) -> Iterator[Asked
     for given in inputs:
         for record in RowReader(Detector(), reading, ("chat",))(given):
             for row in record.rows:
-                if isinstance(row, Chat) and row.messages[-1].role == "assistant":
+                if isinstance(row, Chat) and (
+                    row.tools or any(turn.role == "tool" or turn.tool_calls for turn in row.messages)
+                ):
+                    reading.leave("conversations with tools")
+                elif isinstance(row, Chat) and row.messages[-1].role == "assistant":
                     found.append(pairs.given(store, row, record.values.get("source"), record.origin))
                 else:
                     reading.problem("no conversation that ends with an answer", record.origin)

@@ -175,6 +175,8 @@ def test_questions_of_a_file(kb, tmp_path):
     path.write_text(
         json.dumps(chat("Who keeps the mill?", "Bo keeps it.")) + "\n" + json.dumps(chat("Who?", "Cy.", source=source())) + "\n"
     )
+    with_tools = chat("Who?", "Di.", tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}])
+    path.write_text(path.read_text() + json.dumps(with_tools) + "\n")
     result, rows = run(kb, tmp_path / "p.jsonl", questions=[str(path), str(path)])
     assert [row["chosen"][0]["content"] for row in rows] == ["Bo keeps it.", "Cy."]
     assert result["again"] == 2
