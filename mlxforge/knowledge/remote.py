@@ -59,7 +59,7 @@ class RemoteProvider:
                 bound = self._bound(request)
                 if not self.settings.purse.take(bound):
                     held.append(request)
-                    ended = None if running else self._reached()
+                    ended = None if running else self._reached(bound)
                     break
                 running[request.key] = bound
                 # Not a pool: the interpreter would wait at its end for threads that wait for a server.
@@ -75,9 +75,9 @@ class RemoteProvider:
         if ended:
             raise ended
 
-    def _reached(self) -> CostReached:
+    def _reached(self, bound: float) -> CostReached:
         purse = self.settings.purse
-        what = f"the next call could cost more than is left of ${purse.most:g}: ${purse.spent:.4f} is spent"
+        what = f"the next call can cost ${bound:.4f}, and of ${purse.most:g} ${purse.spent:.4f} is spent"
         return CostReached(what, where="--max-cost", fix="the same command with a larger one goes on")
 
     def _bound(self, request: Request) -> float:

@@ -187,7 +187,9 @@ def finish(job: Job, outputs: Outputs, settings: QaSettings, sampled: Sampled, e
     for part in PARTS:
         path = outputs.part(part)
         if not result["rows"].get(part):
-            path.unlink(missing_ok=True)  # rows of an older state of this job
+            # A split that this state of the job has not, or that would stand beside rows of another job.
+            if result["rows"] or not others([path], job.key):
+                path.unlink(missing_ok=True)
             continue
         result["files"][part] = str(path)
         with new_file(path) as file:

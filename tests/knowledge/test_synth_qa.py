@@ -133,6 +133,14 @@ def test_a_ceiling_keeps_what_is_made_and_goes_on_when_raised(kb, server):
     assert max(server.asked().values()) == 1
 
 
+def test_what_another_job_wrote_stays_where_nothing_is_made(kb, server):
+    make(kb, server)
+    before = (kb.parent / "out.jsonl").read_bytes()
+    with pytest.raises(CostReached):
+        make(kb, server, changes={"seed": 1}, reached={"price_in": 1.0, "price_out": 1.0}, max_cost=1e-6, force=True)
+    assert (kb.parent / "out.jsonl").read_bytes() == before
+
+
 def test_a_judge_scores_what_passed(kb, server):
     server.score = 3
     with pytest.raises(DataError, match="no row passed: judge 8"):
