@@ -217,8 +217,16 @@ def _plan(found: Sequence[tuple[Subject, list[Entity]]], settings: ExpandSetting
     splits = {subject.path: "train" for subject, _ in found}
     tasks = expand.plan(found, settings.sizes, settings.per_document, settings.context, splits)
     if not tasks:
-        fix = "--entities model asks the provider" if settings.entities == "plain" else "--sizes 1 needs one entity only"
-        raise DataError(f"no entities in {len(found):,} documents for groups of {settings.sizes}", where=str(store), fix=fix)
+        fix = (
+            "--entities model asks the provider"
+            if settings.entities == "plain"
+            else "--entities plain finds them by their form; --sizes 1 needs one only"
+        )
+        raise DataError(
+            f"no entities in {len(found):,} documents for groups of {', '.join(map(str, settings.sizes))}",
+            where=str(store),
+            fix=fix,
+        )
     return tasks
 
 
