@@ -211,7 +211,8 @@ def search(store: Path, words: tuple[str, ...], limit: int, any_word: bool, raw:
     """Find the chunks that have every WORD, the best first (BM25; a higher score is better).
 
     Words are found in all their English forms (turn, turns, turning), in any case, with or without accents. A phrase stands in
-    "double quotes", a word's beginning before a star. Beside other words, those such as 'the' and 'of' are passed over.
+    "double quotes", a word's beginning before a star. Beside other words, those such as 'the' and 'of' are passed over. Where
+    very many chunks match, some of them are ranked: it is said how many.
 
     \b
     mlxforge kb search kb.sqlite mill wheel
@@ -223,11 +224,14 @@ def search(store: Path, words: tuple[str, ...], limit: int, any_word: bool, raw:
         raise click.UsageError("--any and --raw exclude each other: write OR into the expression")
     found = kb.search(store, " ".join(words), limit=limit, any_word=any_word, raw=raw)
     if as_json:
-        show_json({"hits": [{**hit, "snippet": kb.marked(hit["snippet"], "**", "**")} for hit in found]})
+        hits = [{**hit, "snippet": kb.marked(hit["snippet"], "**", "**")} for hit in found.hits]
+        show_json({"hits": hits, "matches": found.matches, "ranked": found.ranked})
         return
-    for hit in found:
+    for hit in found.hits:
         _hit(hit)
-    if not found:
+    if found.ranked < found.matches:
+        click.echo(f"{found.matches:,} chunks match: {found.ranked:,} of them were ranked. A rarer word says more.")
+    if not found.hits:
         more = "" if any_word or raw or len(words) == 1 else "; --any finds chunks with one of the words"
         click.echo(f"nothing found{more}")
 

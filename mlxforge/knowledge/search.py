@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from contextlib import closing
 from typing import Any, NamedTuple
 
 from mlxforge.core.errors import DataError
@@ -11,20 +12,49 @@ from mlxforge.knowledge.store import Store
 
 OPEN, CLOSE = "\x02", "\x03"  # around the words found in a snippet
 SNIPPET = 32  # words
+TOKENIZER = "porter unicode61"  # as in schema.sql
 QUOTED = re.compile(r'"([^"]*)"?(\*?)|([^\s"]+)')
 CHUNK = re.compile(r"(.+):(\d+)", re.DOTALL)
 # Words that nearly every English text has: they take long to rank and rank nothing, so other words go without them.
 COMMON = set("a an and are as at be by for from has have in is it its of on or that the this to was were will with".split())
 NEAR = 5  # names offered where one does not fit
 
-HITS = f"""
+MOST = 8000  # chunks that are ranked: ranking is slow, about 2 µs a chunk and a word
+
+HIT = """
 SELECT chunks.id, chunks.document, documents.path, documents.title, chunks."index", chunks.heading, chunks.page, chunks.start,
-       chunks."end", coalesce(edits.tokens, chunks.tokens) AS tokens, edits.text IS NOT NULL AS edited,
-       -search.rank AS score, snippet(search, 0, '{OPEN}', '{CLOSE}', '…', {SNIPPET}) AS snippet
-FROM search CROSS JOIN chunks ON chunks.id = search.rowid CROSS JOIN documents ON documents.id = chunks.document
-LEFT JOIN edits ON edits.chunk = chunks.id
+       chunks."end", coalesce(edits.tokens, chunks.tokens) AS tokens, edits.text IS NOT NULL AS edited
+"""
+JOINED = "CROSS JOIN documents ON documents.id = chunks.document LEFT JOIN edits ON edits.chunk = chunks.id"
+SNIPPED = f"snippet(search, 0, '{OPEN}', '{CLOSE}', '…', {SNIPPET}) AS snippet"
+EVERY = f"""
+{HIT}, -search.rank AS score, {SNIPPED} FROM search CROSS JOIN chunks ON chunks.id = search.rowid {JOINED}
 WHERE search MATCH ? AND documents.removed IS NULL AND coalesce(edits.text, 'x') <> '' ORDER BY search.rank LIMIT ?
 """
+# Read without the chunks' rows, which are large. A plus keeps SQLite from handing a term to FTS5, which would rank all.
+SAMPLE = """
+SELECT search.rowid, -search.rank AS score FROM search
+WHERE search MATCH :match AND (search.rowid * 2654435761) % 1000003 % :step = 0 AND +search.rowid NOT IN (
+    SELECT id FROM chunks WHERE document IN (SELECT id FROM documents WHERE removed IS NOT NULL)
+    UNION ALL SELECT chunk FROM edits WHERE text = ''
+)
+"""
+NARROW = "AND +search.rowid IN (SELECT rowid FROM search WHERE search MATCH :narrow)"
+ONE = f"{HIT}, coalesce(edits.text, chunks.text) AS text FROM chunks {JOINED} WHERE chunks.id = ?"
+
+
+class Found(NamedTuple):
+    """What a search found.
+
+    Attributes:
+        hits: the chunks, the best first.
+        matches: chunks of the index that match, those out of force included.
+        ranked: at most how many of them were ranked; where it is less than ``matches``, a better one can be among the others.
+    """
+
+    hits: list[dict[str, Any]]
+    matches: int
+    ranked: int
 
 
 class Place(NamedTuple):
@@ -34,10 +64,10 @@ class Place(NamedTuple):
     chunk: int | None = None
 
 
-def match_of(text: str, *, any_word: bool = False) -> str:
-    """A user's words as an FTS5 expression: every word must occur, or any; ``"a phrase"`` and ``begin*`` are kept.
+def terms_of(text: str) -> list[str]:
+    """A user's words as terms of FTS5; ``"a phrase"`` and ``begin*`` are kept, whatever else FTS5 has a meaning for is text.
 
-    Words of COMMON are passed over where there are others. Whatever else FTS5 has a meaning for is plain text here.
+    Words of COMMON are passed over where there are others.
 
     Raises:
         DataError: no word to look for.
@@ -49,16 +79,16 @@ def match_of(text: str, *, any_word: bool = False) -> str:
         if any(letter.isalnum() for letter in bare):
             term = f'"{bare}"' + ("*" if star or (word and word != bare) else "")
             (common if word.lower() in COMMON else terms).append(term)
-    terms = terms or common
-    if not terms:
+    if not terms and not common:
         raise DataError("no word to search for", where=repr(text), fix="give words: mlxforge kb search kb.sqlite mill wheel")
-    return (" OR " if any_word else " AND ").join(terms)
+    return list(dict.fromkeys(terms or common))
 
 
-def search(store: Store, text: str, *, limit: int = 10, any_word: bool = False, raw: bool = False) -> list[dict[str, Any]]:
+def search(store: Store, text: str, *, limit: int = 10, any_word: bool = False, raw: bool = False) -> Found:
     """The chunks that match best, a dict each: where it lies, ``score`` (BM25, higher is better), ``snippet``.
 
-    The found words in a snippet stand between ``OPEN`` and ``CLOSE``.
+    The found words in a snippet stand between ``OPEN`` and ``CLOSE``. Of more than MOST chunks that match, some are ranked:
+    with ``any_word`` those that have the rarest of the words, else, and where these are too many, some spread over the store.
 
     Args:
         any_word: one of the words is enough.
@@ -67,15 +97,70 @@ def search(store: Store, text: str, *, limit: int = 10, any_word: bool = False, 
     Raises:
         DataError: no word, or an expression that FTS5 does not understand.
     """
-    match = text if raw else match_of(text, any_word=any_word)
+    terms = [text] if raw else terms_of(text)
     try:
-        found = store.connection.execute(HITS, (match, limit))
-        return [{**dict(row), "edited": bool(row["edited"])} for row in found]
+        return _found(store, terms, limit, " OR " if any_word else " AND ")
     except sqlite3.OperationalError as error:
         if not raw:
             raise
         fix = "without --raw it is plain words"
         raise DataError(f"no FTS5 expression: {str(error).removeprefix('fts5: ')}", where=repr(text), fix=fix) from error
+
+
+def _found(store: Store, terms: list[str], limit: int, between: str) -> Found:
+    match = rank = wanted = between.join(terms)
+    matches = candidates = ranked = _matches(store, match)
+    if matches <= MOST:
+        hits = [dict(row) for row in store.connection.execute(EVERY, (match, limit))]
+    else:
+        if between == " OR " and len(terms) > 1:
+            rank, wanted, candidates = _rarest(store, terms)
+        step = -(-candidates // MOST)
+        ranked = candidates // step
+        hits = _sampled(store, (match, rank, wanted), step, limit)
+    return Found([{**hit, "edited": bool(hit["edited"])} for hit in hits], matches, ranked)
+
+
+def _matches(store: Store, match: str) -> int:
+    return int(store.connection.execute("SELECT count(*) FROM search WHERE search MATCH ?", (match,)).fetchone()[0])
+
+
+def _rarest(store: Store, terms: list[str]) -> tuple[str, str, int]:
+    """The words that rank; the rarest of them, as many as MOST chunks have, but one at least; how many chunks those are.
+
+    A word that over half of all chunks have is no weight to BM25 as FTS5 computes it.
+    """
+    counts = sorted((count, term) for term in terms if (count := _matches(store, term)))
+    half = store.connection.execute("SELECT count(*) FROM search_docsize").fetchone()[0] // 2
+    rank = [term for number, (count, term) in enumerate(counts) if count <= half or not number]
+    chosen, total = [counts[0][1]], counts[0][0]
+    for count, term in counts[1:]:
+        if total + count > MOST:
+            break
+        chosen.append(term)
+        total += count
+    return " OR ".join(rank), " OR ".join(chosen), total
+
+
+def _sampled(store: Store, terms: tuple[str, str, str], step: int, limit: int) -> list[dict[str, Any]]:
+    """The best of every ``step``-th chunk; ``terms``: what to show, what to rank by, what a chunk must have to be ranked."""
+    match, rank, wanted = terms
+    values = {"match": rank, "narrow": wanted, "step": step, "limit": limit}
+    query = SAMPLE + (NARROW if wanted != rank else "")
+    best = store.connection.execute(f"{query} ORDER BY +search.rank LIMIT :limit", values).fetchall()
+    hits = [{**dict(store.connection.execute(ONE, (row["rowid"],)).fetchone()), "score": row["score"]} for row in best]
+    for hit, snippet in zip(hits, _snippets([(hit["text"], hit["heading"]) for hit in hits], match), strict=True):
+        del hit["text"]
+        hit["snippet"] = snippet
+    return hits
+
+
+def _snippets(texts: list[tuple[str, str]], match: str) -> list[str]:
+    """From an index of these texts alone: in the whole one FTS5 would go through all that matches once more."""
+    with closing(sqlite3.connect(":memory:")) as few:
+        few.execute(f"CREATE VIRTUAL TABLE search USING fts5(text, heading, tokenize = '{TOKENIZER}')")
+        few.executemany("INSERT INTO search (text, heading) VALUES (?, ?)", texts)
+        return [row[0] for row in few.execute(f"SELECT {SNIPPED} FROM search WHERE search MATCH ? ORDER BY rowid", (match,))]
 
 
 def find(store: Store, name: str) -> Place:

@@ -12,7 +12,7 @@ import msgspec
 from mlxforge.core.errors import DataError
 from mlxforge.data.output import new_file
 from mlxforge.knowledge.count import counter_of
-from mlxforge.knowledge.search import CLOSE, OPEN, Place, find
+from mlxforge.knowledge.search import CLOSE, OPEN, Found, Place, find
 from mlxforge.knowledge.search import search as find_words
 from mlxforge.knowledge.store import Store, now, open_store
 from mlxforge.models.hub import resolve_model
@@ -95,7 +95,7 @@ def _chunk(store: Store, place: Place) -> dict[str, Any]:
     return {**chunk, "overlapping": passage[: len(passage) - len(chunk["text"])]}
 
 
-def search(path: Path, words: str, *, limit: int = 10, any_word: bool = False, raw: bool = False) -> list[dict[str, Any]]:
+def search(path: Path, words: str, *, limit: int = 10, any_word: bool = False, raw: bool = False) -> Found:
     """See :func:`mlxforge.knowledge.search.search`."""
     with open_store(path, readonly=True) as store:
         return find_words(store, words, limit=limit, any_word=any_word, raw=raw)
