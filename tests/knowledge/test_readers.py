@@ -252,3 +252,20 @@ def test_a_missing_package_names_the_extra(monkeypatch, tmp_path):
     with pytest.raises(MissingExtraError, match="python-docx"):
         check_extras({".md", ".docx"})
     check_extras({".md", ".py", ".csv"})
+
+
+def test_a_small_file_that_unfolds_to_much_is_refused_before_it_is_parsed(tmp_path):
+    def packed(name: str, member: str, parts: list[bytes]) -> Path:
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive, archive.open(member, "w") as file:
+            file.writelines(parts)
+        assert (tmp_path / name).stat().st_size < 1 << 20
+        return tmp_path / name
+
+    markup = [b"<p>" * (1 << 18)] * 90  # 68 MB
+    for name, member in (("a.docx", "word/document.xml"), ("a.pptx", "ppt/slides/slide1.xml"), ("a.epub", "a.xhtml")):
+        assert "unfolds to more than 64 MB of markup" in refused(packed(name, member, markup))
+    (tmp_path / "a.html").write_bytes(b"".join(markup))
+    assert "larger than 64 MB" in refused(tmp_path / "a.html")
+    cells = [b'<c r="A1"><v>1</v></c>', b" " * ((1 << 20) - 30), b'<c s="1" r="XFD1048576"><v>1</v></c>']
+    sheet = "xl/worksheets/sheet1.xml"
+    assert "a sheet of 1,048,576 rows and 16,384 columns" in refused(packed("a.xlsx", sheet, cells))

@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 from mlxforge.core.errors import MissingExtraError
 
 LARGEST = 1 << 28  # bytes of a file, or of what a packed one unfolds to
+# Bytes of XML or HTML that are parsed at once: its tree in memory is about twenty times as large.
+MARKUP = 1 << 26
+MARKUP_SUFFIXES = (".xml", ".rels", ".html", ".htm", ".xhtml")
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
@@ -92,8 +95,9 @@ def need(module: str, package: str, use: str) -> Any:
 
 
 @contextmanager
-def unpacked(path: Path) -> Iterator[zipfile.ZipFile]:
-    """A zip file whose members together are not too large.
+def unpacked(path: Path, *, markup: int = MARKUP, apart: bool = False) -> Iterator[zipfile.ZipFile]:
+    """A zip file whose members together are not too large; ``markup`` bounds its XML and HTML, each
+    member of it alone where they are read ``apart``.
 
     Raises:
         Unreadable: no zip file, an encrypted one, or one that unfolds to too much.
@@ -108,6 +112,9 @@ def unpacked(path: Path) -> Iterator[zipfile.ZipFile]:
                 raise Unreadable("encrypted")
             if sum(member.file_size for member in members) > 4 * LARGEST:
                 raise Unreadable(f"unfolds to more than {4 * LARGEST >> 20} MB")
+            sizes = [member.file_size for member in members if member.filename.lower().endswith(MARKUP_SUFFIXES)]
+            if (max if apart else sum)([0, *sizes]) > markup:
+                raise Unreadable(f"unfolds to more than {markup >> 20} MB of markup: split it")
             yield archive
     except zipfile.BadZipFile as error:
         raise Unreadable("broken: not a whole file") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from mlxforge.knowledge.readers.base import LARGEST, Block, Parsed, Unreadable, heading, need, paragraph, row, unpacked
+from mlxforge.knowledge.readers.base import MARKUP, Block, Parsed, Unreadable, heading, need, paragraph, row, unpacked
 
 SPACE = re.compile(r"[ \t\r\n\f]+")
 NEVER = set("script style noscript template svg head object iframe audio video canvas select button input textarea".split())
@@ -30,6 +30,8 @@ ENCRYPTION = "META-INF/encryption.xml"
 
 def read_html(path: Path) -> Parsed:
     """A web page."""
+    if path.stat().st_size > MARKUP:
+        raise Unreadable(f"larger than {MARKUP >> 20} MB, too large for a page: split it")
     return parse_html(path.read_bytes())
 
 
@@ -162,7 +164,7 @@ def read_epub(path: Path) -> Parsed:
     """The chapters of a book in the order of its spine."""
     etree = need("lxml.etree", "lxml", "reading EPUB")
     parser = etree.XMLParser(resolve_entities=False, no_network=True, recover=True)
-    with unpacked(path) as archive:
+    with unpacked(path, apart=True) as archive:
         names = set(archive.namelist())
         if CONTAINER not in names:
             raise Unreadable("no EPUB: it has no META-INF/container.xml")
@@ -194,6 +196,6 @@ def _locked(encryption: Any) -> set[str]:
 
 
 def _member(archive: Any, name: str) -> bytes:
-    if archive.getinfo(name).file_size > LARGEST:
-        raise Unreadable(f"a chapter of more than {LARGEST >> 20} MB")
+    if archive.getinfo(name).file_size > MARKUP:  # whatever its suffix is
+        raise Unreadable(f"a chapter of more than {MARKUP >> 20} MB")
     return bytes(archive.read(name))
