@@ -90,23 +90,23 @@ def chunks(document: Text, counter: Counter, size: int = SIZE, overlap: int = OV
 
 def _stop(total: Ints, strength: npt.NDArray[np.uint8], last: int, first: int, size: int) -> int:
     """The place to cut after: the last of the best places that the size allows."""
-    limit = max(int(np.searchsorted(total, total[last] + size, side="right")) - 1, first + 1)
+    limit = max(int(total.searchsorted(total[last] + size, "right")) - 1, first + 1)
     if limit >= len(total) - 1:
         return len(total) - 1
-    least = int(np.searchsorted(total, total[last] + round(LEAST * size), side="left"))
+    least = int(total.searchsorted(total[last] + round(LEAST * size)))
     near = strength[max(least, first + 1) : limit + 1]
     if not len(near):
         return limit
-    return limit - int(np.argmax(near[::-1]))
+    return limit - int(near[::-1].argmax())
 
 
 def _overlap(total: Ints, strength: npt.NDArray[np.uint8], first: int, stop: int, overlap: int) -> int:
     """The place where the next chunk's overlap begins: after a sentence, else a word, inside this chunk."""
     if strength[stop] == HEADING or not overlap:
         return stop
-    least = max(int(np.searchsorted(total, total[stop] - overlap, side="left")), first)
+    least = max(int(total.searchsorted(total[stop] - overlap)), first)
     near = np.minimum(strength[least:stop], SENTENCE)
-    return least + int(np.argmax(near)) if len(near) else stop
+    return least + int(near.argmax()) if len(near) else stop
 
 
 def strengths(document: Text, places: Ints) -> npt.NDArray[np.uint8]:
@@ -122,7 +122,8 @@ def strengths(document: Text, places: Ints) -> npt.NDArray[np.uint8]:
     strength[newline & (second & NEWLINE > 0) & (places > 1)] = PARAGRAPH
     if document.headings:
         begun = np.array([heading.place for heading in document.headings], np.int64)
-        strength[np.isin(places, begun)] = HEADING
+        at = places.searchsorted(begun)
+        strength[at[places.take(at, mode="clip") == begun]] = HEADING
     return strength
 
 

@@ -74,6 +74,8 @@ SELECT chunks.id, coalesce(edits.text, chunks.text) AS text, chunks.heading
 FROM chunks LEFT JOIN edits ON edits.chunk = chunks.id;
 
 CREATE VIRTUAL TABLE search USING fts5(text, heading, content = 'searched', content_rowid = 'id', tokenize = 'porter unicode61');
+-- Bytes of the index that are gathered before they are written: with the 1 MB that is usual, indexing takes half as long again.
+INSERT INTO search(search, rank) VALUES ('hashsize', 16777216);
 
 -- New chunks are put into the index by Store.put, many at a time.
 CREATE TRIGGER edit_added AFTER INSERT ON edits BEGIN
