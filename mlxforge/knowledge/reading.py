@@ -95,7 +95,7 @@ def _read(task: Task, given: Recipe, digest: str) -> Outcome:
         path=task.name,
         root=task.root,
         hash=digest,
-        title=title(parsed, task.path),
+        title=title(parsed, Path(task.name)),
         type=kind,
         language=None if kind in CODE else language(text.text),
         bytes=task.path.stat().st_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -215,8 +216,8 @@ def _files(store: Store, roots: Iterable[Root], given: Recipe, tally: Tally, emi
     tasks = []
     for root, files, _ in roots:
         for path in files:
-            row = before.get(name := shown(path))
-            tasks.append(Task(path, name, shown(root), (row["hash"], row["settings"]) if row else None))
+            row = before.get(name := _name(path))
+            tasks.append(Task(path, name, _name(root), (row["hash"], row["settings"]) if row else None))
     waiting: list[Outcome] = []
     try:
         for number, outcome in enumerate(outcomes(tasks, given), 1):
@@ -230,7 +231,7 @@ def _files(store: Store, roots: Iterable[Root], given: Recipe, tally: Tally, emi
     found = {task.name for task in tasks}
     for root, _, whole in roots:
         if whole and root.is_dir():
-            inside = f"{shown(root).rstrip('/')}/"
+            inside = f"{_name(root).rstrip('/')}/"
             _missing(store, [name for name in before if name.startswith(inside) and name not in found], tally)
     if len(tally.failed) > SHOWN:
         emit(Noted(message=f"{len(tally.failed) - SHOWN} more files could not be read"))
@@ -261,6 +262,12 @@ def _take(store: Store, outcome: Outcome, before: dict[str, Any], tally: Tally, 
     else:
         _count(outcome.document, outcome.chunks, tally, changed=name in before)
         tally.cleaned.update(outcome.cleaned)
+
+
+def _name(path: Path) -> str:
+    """What the store calls a file or folder. On Linux a name is any bytes: those that are no UTF-8 stand as ``\\xff``, so that
+    no two files are called the same."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
 def _count(document: Document, chunks: Sequence[Chunk], tally: Tally, *, changed: bool) -> None:

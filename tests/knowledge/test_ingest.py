@@ -359,3 +359,19 @@ def test_chunks_of_a_store_that_chroma_itself_wrote(tmp_path):
     for name, text, source in zip("abx", ("The mill.", "Its wheel.", "Alone."), sources, strict=True):
         collection.add(ids=[name], embeddings=[[1.0, 2.0]], documents=[text], metadatas=[source] if source else None)
     check_imported(tmp_path / "chroma", tmp_path / "kb.sqlite")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="APFS has only names in UTF-8")
+def test_names_that_are_not_utf8_are_told_apart(tmp_path):
+    folder, kb = tmp_path / "notes", tmp_path / "kb.sqlite"
+    folder.mkdir()
+    for name in (b"\xff\xfe.txt", b"\xfe\xff.txt", b"a\nb.txt", b"\xff.py"):
+        with open(bytes(folder) + b"/" + name, "wb") as file:
+            file.write(b"Text of " + name.hex().encode())
+    assert states(ingest([str(folder)], kb)) == {"added": 4}
+    found = texts(kb)
+    assert found.keys() == {r"\xff\xfe.txt", r"\xfe\xff.txt", "a\nb.txt", r"\xff.py"}
+    assert found[r"\xff\xfe.txt"] == "Text of fffe2e747874"
+    assert states(ingest([str(folder)], kb)) == {"unchanged": 4}
+    (folder / "a\nb.txt").unlink()
+    assert states(ingest([str(folder)], kb)) == {"unchanged": 3, "removed": 1}
