@@ -116,6 +116,7 @@ def test_a_run_with_its_base_gone_is_told(run, tmp_path):
     copy = tmp_path / "runs" / "gone"
     shutil.copytree(run, copy, symlinks=True)
     record = json.loads((copy / "run.json").read_text()) | {"model": "/nowhere/model"}
+    record["lineage"]["model"]["name"] = "/nowhere/model"
     (copy / "run.json").write_text(json.dumps(record))
     error = call("hi", "--model", "run:gone", "--runs-dir", tmp_path / "runs").exception
     assert isinstance(error, MlxforgeError)
