@@ -33,6 +33,7 @@ from mlxforge.runs.text import expand
 SHOWN = 20  # files that could not be read, told while it runs; the result holds all
 TASK = "reading documents"
 GROUP, MOST = 4 << 20, 512  # bytes and files that are written together
+LONGEST = 2.0  # seconds that what was read waits for that: a kill loses it
 CACHE = 65536  # KiB of the store that its writer keeps in memory
 CHECKPOINT = 8192  # pages of the log before they are put into the file
 
@@ -219,12 +220,14 @@ def _files(store: Store, roots: Iterable[Root], given: Recipe, tally: Tally, emi
             row = before.get(name := _name(path))
             tasks.append(Task(path, name, _name(root), (row["hash"], row["settings"]) if row else None))
     waiting: list[Outcome] = []
+    written = time.monotonic()
     try:
         for number, outcome in enumerate(outcomes(tasks, given), 1):
             waiting.append(outcome)
-            if sum(one.document.bytes for one in waiting if one.document) > GROUP or len(waiting) == MOST:
+            full = sum(one.document.bytes for one in waiting if one.document) > GROUP or len(waiting) == MOST
+            if full or time.monotonic() - written > LONGEST:
                 _write(store, waiting, before, tally, emit)
-                waiting = []
+                waiting, written = [], time.monotonic()
             emit(Progress(task=TASK, done=number, total=len(tasks), unit="files"))
     finally:  # stopped by Ctrl-C too: what was read is kept
         _write(store, waiting, before, tally, emit)

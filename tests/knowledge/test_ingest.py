@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxforge.core.errors import ConfigError, DataError, MlxforgeError
+from mlxforge.core.events import Progress
 from mlxforge.knowledge import reading
 from mlxforge.knowledge.chunk import Heading, Text
 from mlxforge.knowledge.clean import chosen
@@ -375,3 +376,16 @@ def test_names_that_are_not_utf8_are_told_apart(tmp_path):
     assert states(ingest([str(folder)], kb)) == {"unchanged": 4}
     (folder / "a\nb.txt").unlink()
     assert states(ingest([str(folder)], kb)) == {"unchanged": 3, "removed": 1}
+
+
+def test_what_was_read_does_not_wait_long_for_slower_files(notes, tmp_path, monkeypatch):
+    monkeypatch.setattr("mlxforge.runs.ingest.LONGEST", 0.0)
+    stored = []
+
+    def emit(event):
+        if isinstance(event, Progress):
+            with sqlite3.connect(tmp_path / "kb.sqlite") as connection:
+                stored.append(connection.execute("SELECT count(*) FROM documents").fetchone()[0])
+
+    ingest([str(notes)], tmp_path / "kb.sqlite", emit=emit)
+    assert stored == [1, 2]
