@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from mlxforge.cli.kb import AS_JSON, STORE, reference
-from mlxforge.cli.shaping import FORCE, show_json, show_next, some
+from mlxforge.cli.shaping import FORCE, edited, show_json, show_next, some
 
 
 @click.command()
@@ -59,7 +59,7 @@ def _new_text(store: Path, chunk: str, text: str | None) -> str:
     if "chunk_list" in page:
         return ""  # a whole document: refused by edit
     shown = page["text"] or page["original"]
-    changed = click.edit(shown, extension=".txt")
+    changed = edited(shown, ".txt")
     return page["text"] or shown if changed is None else changed
 
 

@@ -42,3 +42,20 @@ def show_next(commands: Iterable[str]) -> None:
     """What to run now."""
     for number, command in enumerate(commands):
         click.echo(("next: " if number == 0 else "      ") + command)
+
+
+def edited(text: str, extension: str) -> str | None:
+    """The text as the user's editor leaves it; None where it was not saved.
+
+    Raises:
+        DataError: the editor's command is no command line, or what it saved is not UTF-8.
+        click.ClickException: there is no such editor, or it failed.
+    """
+    from mlxforge.core.errors import DataError
+
+    try:
+        return click.edit(text, extension=extension)
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8 at byte {error.start}", where="what the editor saved", fix="save it as UTF-8") from None
+    except ValueError as error:
+        raise DataError(f"no command line: {error}", where="$VISUAL or $EDITOR", fix="name an editor: EDITOR=vi") from None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxforge.cli.shaping import JSON, heading, show_json, show_next, some
+from mlxforge.cli.shaping import JSON, edited, heading, show_json, show_next, some
 
 if TYPE_CHECKING:
     from mlxforge.runs.review import Review
@@ -59,7 +59,7 @@ def _look(sitting: Review) -> None:
         raise ConfigError(
             "needs a terminal that shows UTF-8", where="mlxforge synth review", fix="--list 20 prints rows instead"
         )
-    Reviewer(sitting, lambda text: click.edit(text, extension=".json")).run()
+    Reviewer(sitting, lambda text: edited(text, ".json")).run()
 
 
 def _list(sitting: Review, most: int) -> None:

@@ -12,6 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from mlxforge.cli.main import cli, run
+from mlxforge.cli.shaping import edited
+from mlxforge.core.errors import DataError
 from mlxforge.data.readers import Reading
 from mlxforge.data.sources import content_key, documents, locate, parse_spec
 from mlxforge.knowledge.chunk import Heading, Text, chunks
@@ -138,7 +140,7 @@ def test_an_edit_comes_from_stdin_or_the_editor(kb, tmp_path):
     assert done.exit_code == 0
     assert texts(kb)[0].startswith("The gate is grey.")
     editor = tmp_path / "editor.sh"
-    editor.write_text('#!/bin/sh\nsed -i s/grey/gold/ "$1"\n')
+    editor.write_text('#!/bin/sh\nprintf "The gate is gold." > "$1"\n')
     editor.chmod(0o755)
     code = (
         "import sys; sys.stdin.isatty = lambda: True\n"
@@ -147,6 +149,16 @@ def test_an_edit_comes_from_stdin_or_the_editor(kb, tmp_path):
     environment = {**os.environ, "EDITOR": str(editor), "VISUAL": str(editor)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True)
     assert texts(kb)[0].startswith("The gate is gold.")
+
+
+def test_an_editor_that_leaves_no_text_is_refused_in_one_line(monkeypatch, tmp_path):
+    broken = tmp_path / "broken.sh"
+    broken.write_text('#!/bin/sh\nprintf "\\377" > "$1"\n')
+    broken.chmod(0o755)
+    for command, what in ((str(broken), "not UTF-8 at byte 0"), ("'vi", "no command line: No closing quotation")):
+        monkeypatch.setenv("VISUAL", command)
+        with pytest.raises(DataError, match=what):
+            edited("The gate is green.", ".txt")
 
 
 def test_a_refused_edit_changes_nothing(kb, kb_):
