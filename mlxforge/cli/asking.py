@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mlxforge.cli.shaping import FORCE, JSON, heading, show_json, show_next, some
+from mlxforge.cli.shaping import FORCE, JSON, Number, heading, show_json, show_next, some
 
 if TYPE_CHECKING:
     from mlxforge.knowledge.providers import ProviderSettings
 
-POSITIVE = click.FloatRange(0, min_open=True)
+POSITIVE = Number(0, min_open=True)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 OPTIONS = (

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mlxforge.cli.shaping import FORCE, JSON, OUTPUT, SKIP_BAD, show_json, show_next, some
+from mlxforge.cli.shaping import FORCE, JSON, OUTPUT, SKIP_BAD, Number, show_json, show_next, some
 
 
 @click.command()
@@ -15,7 +15,7 @@ from mlxforge.cli.shaping import FORCE, JSON, OUTPUT, SKIP_BAD, show_json, show_
 @OUTPUT
 @click.option(
     "--near",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Number(0, 1, min_open=True),
     metavar="SHARE",
     help="Drop near duplicates too: rows that have this share of their 5-character sequences in common, such as 0.8.",
 )

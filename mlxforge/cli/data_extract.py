@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mlxforge.cli.shaping import FORCE, JSON, OUTPUT, show_json, show_next, some
+from mlxforge.cli.shaping import FORCE, JSON, OUTPUT, Number, show_json, show_next, some
 
 SHOWN = 20  # files without a conversation told one by one
 
@@ -29,7 +29,7 @@ SHOWN = 20  # files without a conversation told one by one
 @click.option("--max-chars", type=click.IntRange(1), help="Characters it has at most.")
 @click.option(
     "--max-repetition",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     default=0.8,
     show_default=True,
     help="Largest share of its 10-character sequences that occurred in it before; prose has about 0.1, a loop nearly 1.",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxforge.cli.data_check import FORMAT, MAP, parse_map
-from mlxforge.cli.shaping import FORCE, JSON, OUTPUT, SKIP_BAD, show_json, show_next, some
+from mlxforge.cli.shaping import FORCE, JSON, OUTPUT, SKIP_BAD, Number, show_json, show_next, some
 
 if TYPE_CHECKING:
     from mlxforge.runs.judges import Judge
@@ -29,7 +29,7 @@ JUDGING = ("pairwise", "judge_model", "judge_tokens", "judge_timeout")
 @click.option("--samples", type=click.IntRange(1, 64), default=4, show_default=True, help="Answers drawn for each prompt.")
 @click.option(
     "--temperature",
-    type=click.FloatRange(0, 10, min_open=True),
+    type=Number(0, 10, min_open=True),
     default=1.0,
     show_default=True,
     help="1 draws as the model weighs its tokens.",
@@ -51,7 +51,7 @@ JUDGING = ("pairwise", "judge_model", "judge_tokens", "judge_timeout")
 )
 @click.option(
     "--judge-timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     default=120.0,
     show_default=True,
     metavar="SECONDS",

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from mlxforge.cli.shaping import FORCE, JSON, SKIP_BAD, show_json, show_next, some
+from mlxforge.cli.shaping import FORCE, JSON, SKIP_BAD, Number, show_json, show_next, some
 
-SHARE = click.FloatRange(0, 1, max_open=True)
+SHARE = Number(0, 1, max_open=True)
 
 
 @click.command()

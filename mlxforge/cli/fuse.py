@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlxforge.cli.shaping import JSON, show_json, show_next, some
+from mlxforge.cli.shaping import JSON, Number, show_json, show_next, some
 from mlxforge.cli.subject import FOLDER, subject
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @subject
 @FOLDER
 @click.option("--dequantize/--requantize", default=True, help="What a packed base becomes: floats, or packed again.")
-@click.option("--max-shard-size", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, help="GB a file.")
+@click.option("--max-shard-size", type=Number(0, min_open=True), default=5.0, show_default=True, help="GB a file.")
 @click.option("--force", is_flag=True, help="Replace a model folder that is there already.")
 @JSON
 def fuse(

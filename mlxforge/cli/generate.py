@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlxforge.cli.shaping import Number
+
 if TYPE_CHECKING:
     from mlxforge.runs.opening import Opened
 
@@ -23,14 +25,14 @@ OPTIONS = (
     ),
     click.option(
         "--temperature",
-        type=click.FloatRange(0, 10),
+        type=Number(0, 10),
         default=0.0,
         show_default=True,
         help="0 takes the likeliest token, 1 draws as the model weighs them.",
     ),
     click.option(
         "--top-p",
-        type=click.FloatRange(0, 1, min_open=True),
+        type=Number(0, 1, min_open=True),
         default=1.0,
         show_default=True,
         help="Draw from the likeliest tokens that together have this probability.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -9,6 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import click
+
+
+class Number(click.FloatRange):
+    """A finite number within bounds: no bound of Click's holds off ``nan``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number."""
+        number = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{value} is no finite number.", param, ctx)
+
 
 OUTPUT = click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE", help="File to write.")
 FORCE = click.option("--force", is_flag=True, help="Replace what is there already.")

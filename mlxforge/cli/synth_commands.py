@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxforge.cli.shaping import FORCE, JSON, show_json, show_next, some
+from mlxforge.cli.shaping import FORCE, JSON, Number, show_json, show_next, some
 
 if TYPE_CHECKING:
     from mlxforge.knowledge.providers import Provider
 
-ABOVE = click.FloatRange(0, min_open=True)
-SHARE = click.FloatRange(0, 1, max_open=True)
+ABOVE = Number(0, min_open=True)
+SHARE = Number(0, 1, max_open=True)
 
 
 @click.command()

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mlxforge.cli.asking import MAKING, OPTIONS, asked, options, reached, show_estimate, show_made
-from mlxforge.cli.shaping import OUTPUT, show_json
+from mlxforge.cli.shaping import OUTPUT, Number, show_json
 
 WAYS = ("plain", "model")
 
@@ -33,10 +33,10 @@ WAYS = ("plain", "model")
 @click.option("--audience", metavar="TEXT", help="For whom the passages are, such as 'nurses in their first year'.")
 @click.option("--prompts", type=click.Path(path_type=Path), metavar="DIR", help="Prompts to use in place of the shipped ones.")
 @click.option(
-    "--near", type=click.FloatRange(0, 1, min_open=True), default=0.8, show_default=True, metavar="SHARE",
+    "--near", type=Number(0, 1, min_open=True), default=0.8, show_default=True, metavar="SHARE",
     help="Passages this much alike are duplicates.",
 )  # fmt: skip
-@click.option("--temperature", type=click.FloatRange(0, 2), default=0.7, show_default=True, help="0 takes the likeliest token.")
+@click.option("--temperature", type=Number(0, 2), default=0.7, show_default=True, help="0 takes the likeliest token.")
 @options(*OPTIONS, *MAKING)
 def expand(store: Path, output: Path, as_json: bool, dry_run: bool, **given: Any) -> None:
     """Passages about a document's entities, one by one and together, for continued pre-training of few documents.

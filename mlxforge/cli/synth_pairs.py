@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mlxforge.cli.asking import MAKING, POSITIVE, asked, options, reached, show_estimate
-from mlxforge.cli.shaping import OUTPUT, show_json, some
+from mlxforge.cli.shaping import OUTPUT, Number, show_json, some
 
 JUDGES = ("overlap", "exact", "mlx", "openai")
 
@@ -30,7 +30,7 @@ JUDGES = ("overlap", "exact", "mlx", "openai")
 @click.option("--judge-url", metavar="URL", help="The judge's server. [default: $OPENAI_BASE_URL; key: $OPENAI_API_KEY]")
 @click.option("--limit", type=click.IntRange(min=1), metavar="ROWS", help="Questions in all; a larger one goes on.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=512, show_default=True, help="Longer answers make no pair.")
-@click.option("--temperature", type=click.FloatRange(0, 2), default=0.7, show_default=True, help="Of the model's own answers.")
+@click.option("--temperature", type=Number(0, 2), default=0.7, show_default=True, help="Of the model's own answers.")
 @click.option("--prompts", type=click.Path(path_type=Path), metavar="DIR", help="Prompts to use in place of the shipped ones.")
 @click.option("--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="Requests answered at a time.")
 @click.option("--rpm", type=POSITIVE, metavar="N", help="Requests a minute to the judge at most.")

@@ -21,13 +21,16 @@ def prompts(folder: Path, force: bool) -> None:
     A file has what the system says, a line ---, and what the user says with {passage}, {title}, {heading}, {count} and
     {audience} in their places. Files that are taken away are taken from mlxforge again.
     """
-    from mlxforge.core.files import write_atomic
-    from mlxforge.data.output import check_outputs
+    from mlxforge.core.errors import DataError
+    from mlxforge.core.files import disk_errors, write_atomic
     from mlxforge.knowledge.templates import PROMPTS
 
     files = sorted(PROMPTS.glob("*.md"))
-    check_outputs([folder / file.name for file in files], force)
-    folder.mkdir(parents=True, exist_ok=True)
+    for there in (folder / file.name for file in files):
+        if there.exists() and not force:
+            raise DataError("is there already", where=str(there), fix="--force replaces it")
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     for file in files:
         write_atomic(folder / file.name, file.read_bytes())
     click.echo(f"wrote {some(len(files), 'prompt')} to {folder}")

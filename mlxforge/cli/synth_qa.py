@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxforge.cli.asking import MAKING, OPTIONS, asked, options, reached
-from mlxforge.cli.shaping import OUTPUT, heading, show_json, some
+from mlxforge.cli.shaping import OUTPUT, Number, heading, show_json, some
 
 if TYPE_CHECKING:
     from mlxforge.knowledge.providers import ProviderSettings
 
 STYLES = "factual,conversational,socratic,problem-solving,multiple-choice,unanswerable"
-SHARE = click.FloatRange(0, 1, max_open=True)
+SHARE = Number(0, 1, max_open=True)
 
 
 @click.command()
@@ -35,13 +35,13 @@ SHARE = click.FloatRange(0, 1, max_open=True)
 @click.option("--test", type=SHARE, default=0.05, show_default=True, help="Share of the documents for the last test.")
 @click.option(
     "--near",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Number(0, 1, min_open=True),
     default=0.8,
     show_default=True,
     metavar="SHARE",
     help="Questions this much alike are duplicates.",
 )
-@click.option("--temperature", type=click.FloatRange(0, 2), default=0.7, show_default=True, help="0 takes the likeliest token.")
+@click.option("--temperature", type=Number(0, 2), default=0.7, show_default=True, help="0 takes the likeliest token.")
 @options(*MAKING)
 def qa(store: Path, output: Path, as_json: bool, dry_run: bool, **given: Any) -> None:
     """Questions and answers from a knowledge base, each held against its passage.

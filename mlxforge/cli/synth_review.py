@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +38,13 @@ def review(file: Path, kb: Path | None, only: str | None, again: bool, listed: i
     from mlxforge.runs.review import open_review
 
     with open_review(file, kb, only=only, again=again) as sitting:
-        if listed:
+        if listed and not as_json:
             _list(sitting, listed)
         elif not as_json:
             _look(sitting)
         result = _result(sitting)
+        if listed:
+            result["listed"] = [asdict(sitting[number]) for number in range(min(listed, len(sitting)))]
     if as_json:
         show_json(result)
     elif not listed:

@@ -234,14 +234,19 @@ def test_ctrl_z_and_ctrl_c_give_the_terminal_back(kb, terminal):
 
 
 def test_only_and_list_and_json(kb):
-    done = CliRunner().invoke(review, [str(kb), "--only", "rejected", "--list", "9", "--json"])
+    words = [str(kb), "--only", "rejected", "--list", "9"]
+    done = CliRunner().invoke(review, words)
     assert done.exit_code == 0, done.output
-    *printed, last = done.stdout.splitlines()
-    assert [line for line in printed if line.startswith("qa job 1")] == [
+    assert [line for line in done.stdout.splitlines() if line.startswith("qa job 1")] == [
         "qa job 1, row 2 · rejected · grounded: it says nothing of the mill",
         "qa job 1, row 4 · rejected · length: it says nothing of the mill",
     ]
-    assert json.loads(last) == {"rows": 4, "accepted": 0, "edited": 0, "rejected": 0, "open": 4, "stored": True}
+    result = json.loads(CliRunner().invoke(review, [*words, "--json"]).stdout)  # nothing else on stdout
+    assert [(row["place"], row["verdict"]) for row in result.pop("listed")] == [
+        ("qa job 1, row 2", "rejected"),
+        ("qa job 1, row 4", "rejected"),
+    ]
+    assert result == {"rows": 4, "accepted": 0, "edited": 0, "rejected": 0, "open": 4, "stored": True}
 
 
 @pytest.mark.parametrize(

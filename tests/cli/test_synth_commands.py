@@ -87,6 +87,7 @@ def test_what_is_there_stays_unless_forced(schema, capsys):
     [
         (["lamp.yaml", "--share", "typoo=3"], "--share: unknown setting 'typoo' (did you mean 'typo'?)"),
         (["lamp.yaml", "--share", "typo=-3"], "--share: typo: -3"),
+        (["lamp.yaml", "--share", "typo=inf"], "shares: a share is not finite"),
         (["lamp.yaml", "--share", "typo"], "'typo' is no assignment"),
         (["lamp.yaml", "--threshold", "run=0.5"], "run, confirm, suggest and 0 must fall"),
         (["lamp.yaml", "--valid", "0.6", "--test", "0.5"], "leave nothing to train on"),

@@ -19,6 +19,7 @@ from mlxforge.core.errors import ConfigError, DataError
 from mlxforge.core.files import embedded
 from mlxforge.knowledge.providers import CostReached, ProviderSettings
 from mlxforge.knowledge.store import Chunk, Document, open_store
+from mlxforge.knowledge.templates import PROMPTS
 from mlxforge.runs.synth import estimate, synth_qa
 from mlxforge.runs.synth_rows import QaSettings
 
@@ -232,6 +233,7 @@ def test_the_key_is_nowhere(kb, server, monkeypatch):
         (["--max-cost", "1"], 2, "--max-cost needs --price-in and --price-out"),
         (["--valid", "0.5", "--test", "0.5"], 2, "leave nothing to train on"),
         (["--prompts", "nowhere"], 2, "mlxforge synth prompts nowhere"),
+        *((option, 2, "is no finite number") for option in (["--valid", "nan"], ["--near", "nan"], ["--max-cost", "inf"])),
     ],
 )
 def test_what_cannot_be_done_is_one_line(kb, options, code, told, capsys, monkeypatch):
@@ -244,6 +246,26 @@ def test_what_cannot_be_done_is_one_line(kb, options, code, told, capsys, monkey
     assert not list(kb.parent.glob("*.jsonl"))
     with open_store(kb) as store:
         assert store.rows("SELECT * FROM jobs") == []
+
+
+def test_prompts_are_copied_changed_and_used(kb, capsys):
+    from mlxforge.cli.main import run
+
+    folder = kb.parent / "mine"
+    assert run(["synth", "prompts", str(folder)], debug=False) == 0
+    assert {file.name for file in folder.iterdir()} == {file.name for file in PROMPTS.glob("*.md")}
+    assert run(["synth", "prompts", str(folder)], debug=False) == 2
+    assert "is there already" in capsys.readouterr().err
+    (folder / "factual.md").write_text("Ask of {title}, {cuont} times: {passage}")
+    line = ["synth", "qa", str(kb), "-o", "x.jsonl", "--model", "tiny", "--prompts", str(folder), "--dry-run"]
+    assert run(line, debug=False) == 2
+    assert f"{folder}/factual.md:1: no value for {{cuont}}" in capsys.readouterr().err
+    assert run(["synth", "prompts", str(folder), "--force"], debug=False) == 0
+    (folder / "factual.md").write_text("Ask of {title}, {count} times: {passage}")
+    assert run(line, debug=False) == 0
+    assert "Ask of " in capsys.readouterr().out
+    (kb.parent / "file").touch()
+    assert run(["synth", "prompts", str(kb.parent / "file")], debug=False) == 2
 
 
 def test_a_dry_run_asks_nobody(kb, server, capsys):

@@ -6,6 +6,7 @@ and more rows begin with the fewer.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -94,6 +95,8 @@ class Grammar:
     def __post_init__(self) -> None:
         self.maker = Maker(self.schema, Lexicon.of(self.schema), self.thresholds)
         wanted = {name: float(share) for name, share in msgspec.structs.asdict(self.shares).items() if share > 0}
+        if not math.isfinite(sum(wanted.values())):
+            raise ConfigError("a share is not finite", where="shares", fix="such as typo=30")
         if not wanted:
             raise ConfigError("all shares are 0", where="shares", fix="give one case a share")
         self.cases = {name: case for name in wanted if (case := CASES[name]).possible(self.maker)}
