@@ -98,7 +98,7 @@ class Endpoint:
         per_minute: requests at most; 0 for no limit.
 
     Raises:
-        ConfigError: not a URL.
+        ConfigError: not a URL, or a key that cannot be sent.
     """
 
     url: str
@@ -113,6 +113,8 @@ class Endpoint:
         handlers = [_NoRedirects(), *([urllib.request.ProxyHandler({})] if near else [])]
         self._opener = urllib.request.build_opener(*handlers)
         key = os.environ.get(KEY, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise ConfigError("a key has letters of ASCII in one line", where=f"${KEY}", fix="set it anew, or unset it")
         self.withholds_key = bool(key) and not (near or parts.scheme == "https")
         self._key = "" if self.withholds_key else key
         self._pace = Pace(self.per_minute)

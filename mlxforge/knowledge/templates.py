@@ -40,11 +40,14 @@ def read_prompt(name: str, folder: Path | None = None) -> Prompt:
     """The prompt ``name``: of ``folder`` where it has one, else the shipped one.
 
     Raises:
-        ConfigError: no such folder, a file that is no text or empty, an unknown place, or no place for the passage.
+        ConfigError: no such folder, a file of another name in it, one that is no text or empty, an unknown place, a place above
+            the ``---``, or no place for the passage.
     """
     if folder is not None and not folder.is_dir():
         fix = f"mlxforge synth prompts {folder} copies the shipped ones there"
         raise ConfigError("no such folder", where=f"--prompts {folder}", fix=fix)
+    if folder is not None:
+        _check_names(folder)
     path = next(path for path in ([folder / f"{name}.md"] if folder else []) + [PROMPTS / f"{name}.md"] if path.is_file())
     try:
         text = path.read_text(encoding="utf-8")
@@ -57,10 +60,22 @@ def read_prompt(name: str, folder: Path | None = None) -> Prompt:
     return Prompt(system.strip(), user.strip(), bytes_hash(text)[:12], path)
 
 
+def _check_names(folder: Path) -> None:
+    """A misspelt file would be passed over, and the shipped one used in its place."""
+    known = [path.name for path in PROMPTS.glob("*.md")]
+    for path in sorted(folder.glob("*.md")):
+        if path.name not in known or not path.is_file():
+            raise ConfigError("no prompt of this name", where=str(path), fix=did_you_mean(path.name, known))
+
+
 def _check(path: Path, text: str, known: tuple[str, ...]) -> None:
     for number, line in enumerate(text.splitlines(), 1):
         for place in PLACE.findall(line):
             if place not in known:
                 raise ConfigError(f"no value for {{{place}}}", where=f"{path}:{number}", fix=did_you_mean(place, known))
+    system = BETWEEN.split(text, maxsplit=1)[0] if BETWEEN.search(text) else ""
+    for number, line in enumerate(system.splitlines(), 1):
+        if place := PLACE.search(line):
+            raise ConfigError(f"{place[0]} is filled below the --- only", where=f"{path}:{number}", fix="move it there")
     if "{passage}" not in BETWEEN.split(text, maxsplit=1)[-1]:
         raise ConfigError("no place for {passage}", where=str(path), fix="write it where the passage is to stand")

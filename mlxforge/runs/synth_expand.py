@@ -286,7 +286,7 @@ def finish(job: Job, output: Path, rejects: Path | None, settings: ExpandSetting
     if rows:
         with new_file(output) as file:
             file.writelines(_line(row["content"]) for row in job.rows())
-    else:
+    elif not others([output], job.key):
         output.unlink(missing_ok=True)  # rows of an older state of this job
     if rejects:
         with new_file(rejects) as file:

@@ -186,7 +186,9 @@ def finish(job: Job, outputs: Outputs, model: str, emit: Emit) -> dict[str, Any]
     files = {part: str(outputs.part(part)) for part in PARTS if rows[part]}
     for part in PARTS:
         if part not in files:
-            outputs.part(part).unlink(missing_ok=True)  # rows of an older state of this job
+            # Rows of an older state of this job, or that would stand beside rows of another job.
+            if files or not others([outputs.part(part)], job.key):
+                outputs.part(part).unlink(missing_ok=True)
             continue
         with new_file(outputs.part(part)) as file:
             file.writelines(_line(row["content"]) for row in job.rows() if row["split"] == part)

@@ -227,6 +227,15 @@ def test_a_file_that_was_reviewed_is_not_written_anew(kb, server, tmp_path):
     assert run(kb, server, tmp_path)[1] == rows[1:]
 
 
+def test_what_another_job_wrote_stays_where_nothing_is_made(kb, server, tmp_path):
+    run(kb, server, tmp_path)
+    before = (tmp_path / "out.jsonl").read_bytes()
+    server.most = 0
+    with pytest.raises(RunFailed):
+        run(kb, server, tmp_path, seed=1, force=True)
+    assert (tmp_path / "out.jsonl").read_bytes() == before
+
+
 def test_a_larger_limit_goes_on(kb, server, tmp_path):
     _, few = run(kb, server, tmp_path, limit=2)
     _, more = run(kb, server, tmp_path, limit=5)

@@ -217,6 +217,10 @@ def test_the_key_is_in_no_message(server, monkeypatch):
     assert server.seen[0][1]["Authorization"] == "Bearer sk-secret-1"
     monkeypatch.setattr(endpoints, "is_here", lambda host: False)
     assert Endpoint(server.url).withholds_key
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-1\nsk-secret-2")
+    with pytest.raises(ConfigError, match=r"\$OPENAI_API_KEY: a key has") as told:
+        Endpoint(server.url)
+    assert "sk-secret" not in str(told.value)
 
 
 def test_requests_are_made_together_and_no_more_than_allowed(server):

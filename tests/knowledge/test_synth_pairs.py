@@ -184,6 +184,15 @@ def test_questions_of_a_file(kb, tmp_path):
     assert rows[1]["source"]["document"] == "/d/mill.md"
 
 
+def test_what_another_job_wrote_stays_where_nothing_is_made(kb, tmp_path):
+    run(kb, tmp_path / "p.jsonl")
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.jsonl")}
+    with writer(lambda _: "") as server, pytest.raises(RunFailed):
+        server.most = 0
+        run(kb, tmp_path / "p.jsonl", ProviderSettings(url=server.url), judge="openai", force=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.jsonl")} == before
+
+
 def test_a_larger_limit_goes_on(kb, tmp_path):
     few = run(kb, tmp_path / "p.jsonl", limit=1)[1]
     result, more = run(kb, tmp_path / "p.jsonl", limit=2)

@@ -264,6 +264,12 @@ def test_prompts_are_copied_changed_and_used(kb, capsys):
     (folder / "factual.md").write_text("Ask of {title}, {count} times: {passage}")
     assert run(line, debug=False) == 0
     assert "Ask of " in capsys.readouterr().out
+    (folder / "factual.md").write_text("For {audience}.\n---\nAsk {count} times: {passage}")
+    assert run(line, debug=False) == 2
+    assert f"{folder}/factual.md:1: {{audience}} is filled below the --- only" in capsys.readouterr().err
+    (folder / "factual.md").rename(folder / "factaul.md")  # the shipped one would be used in its place
+    assert run(line, debug=False) == 2
+    assert "did you mean 'factual.md'?" in capsys.readouterr().err
     (kb.parent / "file").touch()
     assert run(["synth", "prompts", str(kb.parent / "file")], debug=False) == 2
 

@@ -244,7 +244,11 @@ class Reader:
         for phrase in command.phrases:
             for slot in slots(phrase):
                 if slot not in known:
-                    self.problem((*place, "phrases"), f"no argument '{slot}' in {phrase!r}", did_you_mean(slot, known))
+                    self.problem(
+                        (*place, "phrases"),
+                        f"no argument '{slot}' in {phrase!r}",
+                        did_you_mean(slot, known) if known else "it has none",
+                    )
 
     def parameters(self, found: Mapping[str, Any], place: Key, level: int) -> tuple[tuple[Argument, ...], tuple[Flag, ...]]:
         """Arguments and flags of one level."""
