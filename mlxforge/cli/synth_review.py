@@ -72,7 +72,12 @@ def _list(sitting: Review, most: int) -> None:
         row = sitting[number]
         said = PAST[row.reviewed] if row.reviewed else row.verdict
         click.echo(heading(" · ".join(part for part in (row.place, said, row.reason) if part)))
-        click.echo("\n".join(f"  {line}".rstrip() for line in row_text(row.values).plain.splitlines() if line.strip()) + "\n")
+        click.echo("\n".join(f"  {line}".rstrip() for line in row_text(row.values).plain.splitlines() if line.strip()))
+        passage = sitting.passage(row)
+        if passage.text:
+            begin, end = passage.span if any(passage.span) else (0, len(passage.text))
+            click.echo(f"  from {passage.place}: {' '.join(passage.text[begin:end].split())}")
+        click.echo()
 
 
 def _result(sitting: Review) -> dict[str, Any]:

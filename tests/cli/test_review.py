@@ -241,6 +241,7 @@ def test_only_and_list_and_json(kb):
         "qa job 1, row 2 · rejected · grounded: it says nothing of the mill",
         "qa job 1, row 4 · rejected · length: it says nothing of the mill",
     ]
+    assert done.stdout.count("  from mill.md, chunk 0") == 2
     result = json.loads(CliRunner().invoke(review, [*words, "--json"]).stdout)  # nothing else on stdout
     assert [(row["place"], row["verdict"]) for row in result.pop("listed")] == [
         ("qa job 1, row 2", "rejected"),

@@ -102,6 +102,17 @@ def test_a_mistake_writes_nothing(schema, capsys, words, line):
     assert sorted(path.name for path in Path().iterdir()) == ["lamp.yaml"]
 
 
+def test_what_a_program_does_when_it_is_imported_is_told(schema, capsys):
+    Path("leaver.py").write_text("raise SystemExit(7)")
+    assert run(["synth", "commands", "--from-click", "leaver:cli", "-o", "out"], debug=False) == 2
+    assert "cannot import 'leaver': SystemExit: 7" in capsys.readouterr().err
+    Path("talker.py").write_text("import click; print('hello')\n@click.command()\n@click.argument('n')\ndef cli(n): 'Count.'")
+    assert run(["synth", "commands", "--from-click", "talker:cli", "-o", "out", "--rows", "20", "--json"], debug=False) == 0
+    caught = capsys.readouterr()
+    assert sum(json.loads(caught.out)["rows"].values()) == 20
+    assert "hello" in caught.err
+
+
 def test_few_requests_are_said(schema, capsys):
     Path("bell.yaml").write_text("cli_name: bell\ncommands: {ring: {help: Ring the bell.}}\n")
     assert run(["synth", "commands", "bell.yaml", "-o", "out", "--rows", "3000", "--json"], debug=True) == 0

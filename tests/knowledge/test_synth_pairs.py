@@ -187,9 +187,10 @@ def test_questions_of_a_file(kb, tmp_path):
 def test_what_another_job_wrote_stays_where_nothing_is_made(kb, tmp_path):
     run(kb, tmp_path / "p.jsonl")
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.jsonl")}
-    with writer(lambda _: "") as server, pytest.raises(RunFailed):
+    with writer(lambda _: "") as server:
         server.most = 0
-        run(kb, tmp_path / "p.jsonl", ProviderSettings(url=server.url), judge="openai", force=True)
+        with pytest.raises(RunFailed):
+            run(kb, tmp_path / "p.jsonl", ProviderSettings(url=server.url), judge="openai", force=True)
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.jsonl")} == before
 
 

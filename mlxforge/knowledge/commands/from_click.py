@@ -6,6 +6,7 @@ import importlib
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -38,8 +39,9 @@ def load_program(spec: str) -> click.Command:
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        found: Any = importlib.import_module(module_name)
-    except Exception as error:  # whatever the module does when it is imported
+        with redirect_stdout(sys.stderr):  # stdout is for the result
+            found: Any = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
         what = f"cannot import '{module_name}': {type(error).__name__}: {error}"
         raise ConfigError(what, where="--from-click", fix="install it, or run from the folder it lies in") from error
     finally:
