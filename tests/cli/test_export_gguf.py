@@ -31,6 +31,7 @@ NEEDS = {
 }
 # Rows of 256, so that the types of four bits fit.
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}
+WIDTHS = {"gemma2": {"query_pre_attn_scalar": 64}, "lfm2": {"block_dim": 256, "block_ff_dim": 256}}
 CHECKS = ["loads", "tokens", "start of text", "template", "chats", "stop", "tensors"]
 
 
@@ -71,7 +72,7 @@ def test_every_architecture_is_exported_and_verified(family, tmp_path, capsys):
     "family", ["llama3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2", "qwen3_moe", "phi3", "lfm2"))]
 )
 def test_several_quantizations_at_once(family, tmp_path, capsys):
-    base = make_tiny(family, tmp_path / "base", **WIDE)
+    base = make_tiny(family, tmp_path / "base", **WIDE, **WIDTHS.get(family, {}))
     quants = [word for quant in ("q8_0", "q4_k_m") for word in ("--quant", quant)]
     code, out, err = call(capsys, "export", "gguf", "--model", base, "-o", tmp_path / "out.gguf", *quants, "--json")
     assert code == 0, err
