@@ -147,5 +147,7 @@ def show(result: dict[str, Any]) -> None:
         refused = "; ".join(f"{reason} {number:,}" for reason, number in result["refused"].items())
         click.echo(f"in other words: {some(result['reworded'], 'row')}; refused: {refused or 'none'}")
     files = result["files"]
-    held = "".join(f" --{flag} {files[part]}" for flag, part in (("valid", "valid"), ("task", "test")) if part in files)
+    held = "".join(
+        f" --{flag} {files[part]}" for flag, part in (("valid", "valid"), ("task", "test")) if result["rows"].get(part)
+    )
     show_next([f"mlxforge data preview {files['train']}", f"mlxforge sft -c sft-command --data {files['train']}{held}"])

@@ -113,7 +113,7 @@ def _show(result: dict[str, Any]) -> None:
     )
     for part, file in result["files"].items():
         documents = some(result["documents"].get(part, 0), "document")
-        click.echo(f"wrote {file}: {some(result['rows'][part], 'row')} for {part}, from {documents}")
+        click.echo(f"wrote {file}: {some(result['rows'][part], 'row')} for {part}, which has {documents}")
     if result.get("rejects"):
         click.echo(f"wrote {result['rejects']}: what the gates refused")
 

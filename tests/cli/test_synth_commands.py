@@ -113,6 +113,12 @@ def test_what_a_program_does_when_it_is_imported_is_told(schema, capsys):
     assert "hello" in caught.err
 
 
+def test_what_to_run_now_names_no_empty_file(schema, capsys):
+    assert run(["synth", "commands", schema, "-o", "out", "--rows", "1"], debug=True) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "mlxforge sft" in line]
+    assert all(Path(word).stat().st_size for word in line.split() if word.endswith(".jsonl"))
+
+
 def test_few_requests_are_said(schema, capsys):
     Path("bell.yaml").write_text("cli_name: bell\ncommands: {ring: {help: Ring the bell.}}\n")
     assert run(["synth", "commands", "bell.yaml", "-o", "out", "--rows", "3000", "--json"], debug=True) == 0
