@@ -11,7 +11,7 @@ import click
 from mlxforge.cli.shaping import FORCE, JSON, Number, heading, show_json, show_next, some
 
 if TYPE_CHECKING:
-    from mlxforge.knowledge.providers import ProviderSettings
+    from mlxforge.knowledge.asked import ProviderSettings
 
 POSITIVE = Number(0, min_open=True)
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -65,7 +65,7 @@ def reached(given: dict[str, Any], model: str | None, url: str | None) -> Provid
     Raises:
         click.UsageError: a ceiling without prices.
     """
-    from mlxforge.knowledge.providers import ProviderSettings
+    from mlxforge.knowledge.asked import ProviderSettings
     from mlxforge.runs.synth import opener
 
     if given["max_cost"] and not (given["price_in"] and given["price_out"]):

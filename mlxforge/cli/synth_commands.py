@@ -123,10 +123,11 @@ def _provider(provider: str | None, runs_dir: Path, model: str | None, url: str 
     if more["max_cost"] and not (more["price_in"] and more["price_out"]):
         raise click.UsageError("--max-cost needs --price-in and --price-out")
     from mlxforge.knowledge import providers
+    from mlxforge.knowledge.asked import ProviderSettings
     from mlxforge.runs.synth import opener
 
     given = {name: value for name, value in more.items() if value is not None}
-    settings = providers.ProviderSettings(model=model or "", url=url or "", opener=opener(runs_dir), **given)
+    settings = ProviderSettings(model=model or "", url=url or "", opener=opener(runs_dir), **given)
     return providers.provider(provider, settings)
 
 

@@ -12,7 +12,7 @@ from mlxforge.cli.asking import MAKING, OPTIONS, asked, options, reached
 from mlxforge.cli.shaping import OUTPUT, Number, heading, show_json, some
 
 if TYPE_CHECKING:
-    from mlxforge.knowledge.providers import ProviderSettings
+    from mlxforge.knowledge.asked import ProviderSettings
 
 STYLES = "factual,conversational,socratic,problem-solving,multiple-choice,unanswerable"
 SHARE = Number(0, 1, max_open=True)

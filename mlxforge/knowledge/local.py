@@ -13,8 +13,8 @@ import mlx.core as mx
 from mlxforge.core.errors import ConfigError
 from mlxforge.core.files import bytes_hash
 from mlxforge.core.rows import Message
+from mlxforge.knowledge.asked import ProviderSettings, Reply, Request
 from mlxforge.knowledge.constrained import Constrainer, Constraint
-from mlxforge.knowledge.providers import ProviderSettings, Reply, Request
 from mlxforge.models.load import embedding_rows
 from mlxforge.models.render import TemplateRefused
 from mlxforge.models.streaming import HEADER, answer_in, context_length, first_kind, markers

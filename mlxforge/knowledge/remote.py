@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any, Union
 
 from mlxforge.core.errors import ConfigError, RunFailed
+from mlxforge.knowledge.asked import START, CostReached, ProviderSettings, Reply, Request
 from mlxforge.knowledge.endpoint import Endpoint, Refused, Unreachable, short
-from mlxforge.knowledge.providers import START, CostReached, ProviderSettings, Reply, Request
 from mlxforge.knowledge.schemas import Schema, from_json, from_tags, problem, shape, tag_instructions
 
 Answers = queue.Queue[tuple[str, Union[Reply, RunFailed]]]

@@ -10,10 +10,11 @@ from typing import NamedTuple
 from mlxforge.core.errors import ConfigError, RunFailed, did_you_mean
 from mlxforge.core.rows import Message, Preference
 from mlxforge.knowledge import pairs
+from mlxforge.knowledge.asked import Reply, Request
 from mlxforge.knowledge.gates import UNQUOTED, names, numbers, share, stems
 from mlxforge.knowledge.jobs import Row, Task, Usage
 from mlxforge.knowledge.pairs import ABOUT
-from mlxforge.knowledge.providers import PROVIDERS, Provider, Reply, Request
+from mlxforge.knowledge.providers import PROVIDERS, Provider
 from mlxforge.knowledge.sampling import passage
 from mlxforge.knowledge.store import Store
 from mlxforge.knowledge.templates import Prompt

@@ -14,9 +14,10 @@ from mlxforge.core.events import Emit, Noted, Progress, ignore
 from mlxforge.data.dedup import Deduplicator
 from mlxforge.data.output import check_outputs, new_file
 from mlxforge.data.splits import PARTS
+from mlxforge.knowledge.asked import ProviderSettings, Purse
 from mlxforge.knowledge.gates import ABOUT
 from mlxforge.knowledge.jobs import REJECTED, Job, job_key
-from mlxforge.knowledge.providers import Provider, ProviderSettings, Purse, provider
+from mlxforge.knowledge.providers import Provider, provider
 from mlxforge.knowledge.sampling import Sampled, plan, sample
 from mlxforge.knowledge.store import open_store
 from mlxforge.knowledge.templates import Prompt, read_prompt

@@ -14,10 +14,11 @@ from mlxforge.core.events import Emit, Noted, Warned, ignore
 from mlxforge.data.dedup import Deduplicator
 from mlxforge.data.output import check_outputs, new_file
 from mlxforge.knowledge import expand
+from mlxforge.knowledge.asked import ProviderSettings, Purse, Request
 from mlxforge.knowledge.entities import Entity
 from mlxforge.knowledge.expand import STYLES, Subject, Written
 from mlxforge.knowledge.jobs import REJECTED, Job, Row, Task, job_key
-from mlxforge.knowledge.providers import PROVIDERS, Provider, ProviderSettings, Purse, Request, provider
+from mlxforge.knowledge.providers import PROVIDERS, Provider, provider
 from mlxforge.knowledge.sampling import passage
 from mlxforge.knowledge.schemas import enough, from_json, problem
 from mlxforge.knowledge.store import Store, open_store

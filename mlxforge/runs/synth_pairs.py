@@ -19,9 +19,10 @@ from mlxforge.data.output import check_outputs, new_file
 from mlxforge.data.readers import Reading
 from mlxforge.data.splits import PARTS
 from mlxforge.knowledge import pairs
+from mlxforge.knowledge.asked import ProviderSettings, Purse, Reply, Request
 from mlxforge.knowledge.jobs import REJECTED, Job, Task, job_key
 from mlxforge.knowledge.pairs import Asked
-from mlxforge.knowledge.providers import PROVIDERS, Provider, ProviderSettings, Purse, Reply, Request, provider
+from mlxforge.knowledge.providers import PROVIDERS, Provider, provider
 from mlxforge.knowledge.store import Store, open_store
 from mlxforge.knowledge.templates import Prompt, read_prompt
 from mlxforge.models.adapters import adapter_file

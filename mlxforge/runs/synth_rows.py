@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mlxforge.core.errors import ConfigError, RunFailed, did_you_mean
+from mlxforge.knowledge.asked import Reply, Request
 from mlxforge.knowledge.gates import Candidate, Passage, refused
 from mlxforge.knowledge.jobs import Job, Row, Task, Usage
-from mlxforge.knowledge.providers import PROVIDERS, Provider, Reply, Request
+from mlxforge.knowledge.providers import PROVIDERS, Provider
 from mlxforge.knowledge.sampling import passage
 from mlxforge.knowledge.schemas import from_json, problem, record, text_of
 from mlxforge.knowledge.store import Store

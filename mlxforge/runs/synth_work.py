@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from mlxforge.core.events import Emit, Progress
+from mlxforge.knowledge.asked import Reply, Request
 from mlxforge.knowledge.jobs import Job, Row, Task, Usage
-from mlxforge.knowledge.providers import Provider, Reply, Request
+from mlxforge.knowledge.providers import Provider
 
 
 def work(

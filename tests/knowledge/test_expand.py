@@ -14,9 +14,9 @@ from writer_server import make_store, writer
 from mlxforge.cli.synth_expand import expand as command
 from mlxforge.core.errors import DataError, MlxforgeError, RunFailed
 from mlxforge.knowledge import expand
+from mlxforge.knowledge.asked import ProviderSettings
 from mlxforge.knowledge.entities import Entity, entities, known, names, phrases
 from mlxforge.knowledge.gates import Passage
-from mlxforge.knowledge.providers import ProviderSettings
 from mlxforge.knowledge.store import open_store
 from mlxforge.runs.review import open_review
 from mlxforge.runs.synth_expand import ExpandSettings, estimate_expand, synth_expand

@@ -12,8 +12,9 @@ from bad_server import serving_badly
 
 from mlxforge.core.errors import ConfigError, RunFailed
 from mlxforge.knowledge import endpoint as endpoints
+from mlxforge.knowledge.asked import CostReached, ProviderSettings, Purse, Request
 from mlxforge.knowledge.endpoint import Endpoint, Pace, Unreachable
-from mlxforge.knowledge.providers import CostReached, ProviderSettings, Purse, Request, provider
+from mlxforge.knowledge.providers import provider
 from mlxforge.knowledge.schemas import enough, from_json, from_tags, problem, record, tag_instructions, text_of
 from mlxforge.knowledge.styles import STYLES
 

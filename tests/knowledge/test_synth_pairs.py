@@ -14,7 +14,7 @@ from mlxforge.core.errors import DataError, MlxforgeError, RunFailed
 from mlxforge.core.events import ignore
 from mlxforge.data.formats import read_rows
 from mlxforge.knowledge import pairs
-from mlxforge.knowledge.providers import ProviderSettings
+from mlxforge.knowledge.asked import ProviderSettings
 from mlxforge.knowledge.store import open_store
 from mlxforge.models.streaming import Sampling
 from mlxforge.runs.compare_answers import GroundedSettings

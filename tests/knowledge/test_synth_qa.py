@@ -17,7 +17,7 @@ from bad_server import serving_badly
 
 from mlxforge.core.errors import ConfigError, DataError
 from mlxforge.core.files import embedded
-from mlxforge.knowledge.providers import CostReached, ProviderSettings
+from mlxforge.knowledge.asked import CostReached, ProviderSettings
 from mlxforge.knowledge.store import Chunk, Document, open_store
 from mlxforge.knowledge.templates import PROMPTS
 from mlxforge.runs.synth import estimate, synth_qa

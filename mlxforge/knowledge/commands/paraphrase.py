@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from mlxforge.core.files import bytes_hash
+from mlxforge.knowledge.asked import Request
 from mlxforge.knowledge.commands.grammar import Row, same
 from mlxforge.knowledge.commands.lexicon import flag_clauses
 from mlxforge.knowledge.commands.schema import Schema
-from mlxforge.knowledge.providers import Request
 from mlxforge.knowledge.schemas import record, text_of
 
 CASES = ("plain", "incomplete", "off_topic")  # a typo would be mended, and what a context stands for be lost
