@@ -16,6 +16,7 @@ import select
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.util import find_spec
@@ -239,10 +240,20 @@ def serve() -> None:
     try:
         server = xllamacpp.Server(params)
     except RuntimeError:  # the reason is in the log
+        written()
         os._exit(1)
     os.write(answer, json.dumps({"address": server.listening_address.removeprefix("http://")}).encode() + b"\n")
     sys.stdin.buffer.read()
     os._exit(0)
+
+
+def written(patience: float = 2.0) -> None:
+    """Waits until the log stands still: a thread of llama.cpp writes it, a little later than it happened."""
+    size, still, end = -1, 0, time.monotonic() + patience
+    while still < 3 and time.monotonic() < end:
+        time.sleep(0.05)
+        before, size = size, os.fstat(2).st_size
+        still = still + 1 if size == before and size else 0
 
 
 if __name__ == "__main__":
