@@ -107,6 +107,15 @@ def asked(make: Callable[..., dict[str, Any]], as_json: bool, show: Callable[[di
 
 def show_made(result: dict[str, Any], about: Mapping[str, str]) -> None:
     """What a job came to; ``about`` says what the reasons mean."""
+    show_calls(result, about)
+    if result["output"]:
+        click.echo(f"wrote {result['output']}: {some(result['rows'], 'row')}")
+    if result["rejects"]:
+        click.echo(f"wrote {result['rejects']}: what was refused")
+
+
+def show_calls(result: dict[str, Any], about: Mapping[str, str]) -> None:
+    """The rows by style, what was refused and why, and what the calls took."""
     tasks = result["tasks"]
     made = ", ".join(f"{style} {count:,}" for style, count in result["styles"].items())
     click.echo(f"rows: {made or 'none'}")
@@ -119,10 +128,6 @@ def show_made(result: dict[str, Any], about: Mapping[str, str]) -> None:
         f"asked {some(result['calls'], 'time')}: {result['prompt_tokens']:,} tokens of prompts, "
         f"{result['completion_tokens']:,} of answers{cost}"
     )
-    if result["output"]:
-        click.echo(f"wrote {result['output']}: {some(result['rows'], 'row')}")
-    if result["rejects"]:
-        click.echo(f"wrote {result['rejects']}: what was refused")
 
 
 def show_estimate(found: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxforge.cli.asking import MAKING, OPTIONS, asked, options, reached
+from mlxforge.cli.asking import MAKING, OPTIONS, asked, options, reached, show_calls
 from mlxforge.cli.shaping import OUTPUT, Number, heading, show_json, some
 
 if TYPE_CHECKING:
@@ -99,18 +99,7 @@ def _reached(given: dict[str, Any]) -> tuple[ProviderSettings, ProviderSettings 
 def _show(result: dict[str, Any]) -> None:
     from mlxforge.knowledge.gates import ABOUT
 
-    tasks = result["tasks"]
-    made = ", ".join(f"{style} {count:,}" for style, count in result["styles"].items())
-    click.echo(f"rows: {made or 'none'}")
-    for gate, count in result["rejected"].items():
-        click.echo(f"refused: {count:,} {gate} ({ABOUT[gate]})")
-    if tasks["failed"] or tasks["open"]:
-        click.echo(f"calls: {tasks['done']:,} done, {tasks['failed']:,} failed, {tasks['open']:,} to go")
-    cost = f", ${result['cost']:.4f}" if result["cost"] else ""
-    click.echo(
-        f"asked {some(result['calls'], 'time')}: {result['prompt_tokens']:,} tokens of prompts, "
-        f"{result['completion_tokens']:,} of answers{cost}"
-    )
+    show_calls(result, ABOUT)
     for part, file in result["files"].items():
         documents = some(result["documents"].get(part, 0), "document")
         click.echo(f"wrote {file}: {some(result['rows'][part], 'row')} for {part}, which has {documents}")

@@ -9,11 +9,11 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlxforge.core.errors import MlxforgeError, RunError
+from mlxforge.core.errors import ConfigError, MlxforgeError, RunError
 
 TEMPORARY = ".unfinished"  # suffix of what is being written; a process that was killed leaves it behind
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -105,6 +105,36 @@ def new_file(path: Path) -> Iterator[Path]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def free_space(path: Path) -> int:
+    """Bytes that are free on the disk where ``path`` is to be."""
+    home = next(parent for parent in path.absolute().parents if parent.is_dir())
+    with disk_errors(path):
+        return shutil.disk_usage(home).free
+
+
+def check_new_directory(
+    path: Path, inputs: tuple[Path, ...], force: bool, *, what: str, kind: str, ours: Callable[[Path], bool]
+) -> None:
+    """Refuses an output folder that is there already, unless it may and can be replaced.
+
+    Args:
+        inputs: what the output is made of.
+        what, kind: what is written, and what a folder that may be replaced is called; ``ours`` tells such a one.
+
+    Raises:
+        ConfigError: it is there without ``force``, is of another kind, or is or holds one of the inputs.
+    """
+    place = path.resolve()
+    if any(place == one.resolve() or place in one.resolve().parents for one in inputs):
+        raise ConfigError(f"the {what} would replace what it is made of", where=str(path), fix="name another folder")
+    if not os.path.lexists(path):
+        return
+    if not force:
+        raise ConfigError("is there already", where=str(path), fix="--force replaces it")
+    if not path.is_dir() or (any(path.iterdir()) and not ours(path)):
+        raise ConfigError(f"is no {kind}, so it is not replaced", where=str(path), fix="name another folder")
 
 
 @contextmanager

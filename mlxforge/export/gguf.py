@@ -17,7 +17,7 @@ import numpy as np
 
 from mlxforge.core.errors import ConfigError, MlxforgeError, ModelError, RunFailed
 from mlxforge.core.events import Emit, Noted, Progress, ignore
-from mlxforge.core.files import disk_errors, new_file
+from mlxforge.core.files import free_space, new_file
 from mlxforge.export.general import file_keys, general
 from mlxforge.export.header import ALIGNMENT, Key, header, padded
 from mlxforge.export.quantize import (
@@ -227,9 +227,7 @@ def check_quant(placed: Sequence[Placed], metadata: Sequence[Key], quant: str) -
 
 def check_space(output: Path, total: int) -> None:
     """Raises MlxforgeError where the disk has no room for ``total`` bytes."""
-    home = next(parent for parent in output.absolute().parents if parent.is_dir())
-    with disk_errors(output):
-        free = shutil.disk_usage(home).free
+    free = free_space(output)
     if free < total + MARGIN:
         what = f"{total / 1e6:,.0f} MB are to be written and {MARGIN / 1e6:,.0f} to stay free; {free / 1e6:,.0f} MB are free"
         raise MlxforgeError(what, where=str(output), fix="free space or choose another disk")

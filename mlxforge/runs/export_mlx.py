@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,13 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxforge.core.blas import load_blas
-from mlxforge.core.errors import ConfigError
 from mlxforge.core.events import Emit, Noted, Warned, ignore
 from mlxforge.core.files import TEMPORARY, array_errors, disk_errors, new_directory
 from mlxforge.models.detect import read_config
 from mlxforge.models.hub import resolve_model
 from mlxforge.runs.cards import facts_of, shown_base
-from mlxforge.runs.fuse import COPIED, INDEX, fuse
+from mlxforge.runs.fuse import COPIED, INDEX, check_output, fuse
 from mlxforge.runs.opening import Base
 
 if TYPE_CHECKING:
@@ -144,20 +142,3 @@ def write_rest(made: Path, folder: Path, base: Base, result: Packed, packing: st
     files += [f"not packed, since their rows do not divide: {', '.join(result.kept)}"] if result.kept else []
     facts = facts_of(base, path, packing=packing, relation="quantized", library="mlx", files=files)
     (made / "README.md").write_text(card(shown_base(base, path), facts), encoding="utf-8")
-
-
-def check_output(output: Path, inputs: tuple[Path, ...], force: bool) -> None:
-    """Refuses a folder that is there already, unless it may and can be replaced.
-
-    Raises:
-        ConfigError: it is there without ``force``, is no model folder, or is one of the inputs.
-    """
-    place = output.resolve()
-    if any(place == one.resolve() or place in one.resolve().parents for one in inputs):
-        raise ConfigError("the model would replace what it is made of", where=str(output), fix="name another folder")
-    if not os.path.lexists(output):
-        return
-    if not force:
-        raise ConfigError("is there already", where=str(output), fix="--force replaces it")
-    if not output.is_dir() or (any(output.iterdir()) and not (output / "config.json").is_file()):
-        raise ConfigError("is no model folder, so it is not replaced", where=str(output), fix="name another folder")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mlxforge.core.blas import load_blas
-from mlxforge.core.errors import ConfigError, ModelError
-from mlxforge.core.files import new_directory
+from mlxforge.core.errors import ModelError
+from mlxforge.core.files import check_new_directory, new_directory
 from mlxforge.models.adapters import ADAPTER_CONFIG, PEFT_WEIGHTS, is_peft
 from mlxforge.models.hub import resolve_model
 from mlxforge.runs.cards import facts_of, shown_base
@@ -64,7 +63,8 @@ def export_peft(
     from mlxforge.export.peft import as_peft
 
     path = resolve_model(base.model)
-    _check_output(output, (path, *base.adapters), force)
+    inputs = (path, *base.adapters)
+    check_new_directory(output, inputs, force, what="adapter", kind="PEFT adapter", ours=_is_adapter)
     name = named or _named_base(base, path, public)
     adapter = as_peft(path, base.adapters, name)
     scaling = {"Rank": adapter.config["r"], "Alpha": adapter.config["lora_alpha"]}
@@ -122,13 +122,5 @@ def _named_base(base: Base, path: Path, public: bool) -> str:
     return shown if public or is_hub_id(shown) else str(path.absolute())
 
 
-def _check_output(output: Path, inputs: tuple[Path, ...], force: bool) -> None:
-    place = output.resolve()
-    if any(place == one.resolve() or place in one.resolve().parents for one in inputs):
-        raise ConfigError("the adapter would replace what it is made of", where=str(output), fix="name another folder")
-    if not os.path.lexists(output):
-        return
-    if not force:
-        raise ConfigError("is there already", where=str(output), fix="--force replaces it")
-    if not output.is_dir() or (any(output.iterdir()) and not ((output / ADAPTER_CONFIG).is_file() and is_peft(output))):
-        raise ConfigError("is no PEFT adapter, so it is not replaced", where=str(output), fix="name another folder")
+def _is_adapter(folder: Path) -> bool:
+    return (folder / ADAPTER_CONFIG).is_file() and is_peft(folder)

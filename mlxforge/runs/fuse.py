@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mlxforge.core.blas import load_blas
 from mlxforge.core.errors import ConfigError, MlxforgeError, ModelError
 from mlxforge.core.events import Emit, Progress, Warned, ignore
-from mlxforge.core.files import disk_errors, new_directory
+from mlxforge.core.files import check_new_directory, free_space, new_directory
 from mlxforge.models.hub import resolve_model
 from mlxforge.runs.cards import facts_of, shown_base
 from mlxforge.runs.opening import Base, changed_base
@@ -57,7 +56,7 @@ def fuse(
     from mlxforge.export.packed import PackedSource, Repacked
 
     path = resolve_model(base.model)
-    _check_output(output, (path, *base.adapters), force)
+    check_output(output, (path, *base.adapters), force)
     source = open_source(path, *base.adapters)
     if warning := changed_base(base, path):
         emit(Warned(message=warning))
@@ -173,22 +172,15 @@ def _write_index(file: Path, names: list[str], shards: list[Shard], total: int) 
     file.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2) + "\n")
 
 
-def _check_output(output: Path, inputs: tuple[Path, ...], force: bool) -> None:
-    place = output.resolve()
-    if any(place == one.resolve() or place in one.resolve().parents for one in inputs):
-        raise ConfigError("the model would replace what it is made of", where=str(output), fix="name another folder")
-    if not os.path.lexists(output):
-        return
-    if not force:
-        raise ConfigError("is there already", where=str(output), fix="--force replaces it")
-    if not output.is_dir() or (any(output.iterdir()) and not (output / "config.json").is_file()):
-        raise ConfigError("is no model folder, so it is not replaced", where=str(output), fix="name another folder")
+def check_output(output: Path, inputs: tuple[Path, ...], force: bool) -> None:
+    """Raises ConfigError where ``output`` must not become a model folder; see :func:`check_new_directory`."""
+    check_new_directory(
+        output, inputs, force, what="model", kind="model folder", ours=lambda one: (one / "config.json").is_file()
+    )
 
 
 def _check_space(output: Path, total: int) -> None:
-    home = next(parent for parent in output.absolute().parents if parent.is_dir())
-    with disk_errors(output):
-        free = shutil.disk_usage(home).free
+    free = free_space(output)
     if free < total + MARGIN:
         what = f"the model takes {total / 1e6:,.0f} MB and {MARGIN / 1e6:,.0f} stay free, but there are {free / 1e6:,.0f} MB"
         raise MlxforgeError(what, where=str(output), fix="free space or choose another disk")

@@ -288,3 +288,12 @@ def test_a_picture_keeps_to_the_size_of_the_screen(kb):
             lines = captured.get().split("\n")
             assert len(lines) <= height
             console.clear()
+
+
+def test_what_a_person_rejected_is_told_by_synth_qa(capsys):
+    from mlxforge.cli.synth_qa import _show
+
+    tasks = {"done": 1, "failed": 0, "open": 0}
+    spent = {"calls": 1, "prompt_tokens": 9, "completion_tokens": 5, "cost": 0.0}
+    _show({"tasks": tasks, "styles": {"factual": 1}, "rejected": {"review": 2}, "files": {}, **spent})
+    assert "refused: 2 review (by a person)" in capsys.readouterr().out
