@@ -65,6 +65,7 @@ export: $(VENV)/.installed ## Hand over the last run: fused, as GGUF (f16 and q4
 	@$(MAKE) -s --no-print-directory $(VENV)/.installed-gguf
 	@$(FORGE) fuse "$(NAME)" -o "exports/$(NAME)/model" --force
 	@$(FORGE) export ollama "$(NAME)" -o "exports/$(NAME)" --quant f16 --quant q4_k_m --force $(ARGS)
+	@if [ -f "exports/$(NAME)/Modelfile.q4_k_m" ]; then cp "exports/$(NAME)/Modelfile.q4_k_m" "exports/$(NAME)/Modelfile"; fi
 
 data: $(VENV)/.installed-knowledge ## Make training data: documents to a knowledge base to rows, a program to its commands
 	@sh scripts/make_data.sh "$(FORGE)" "$(MODEL)" "$(DATA)"
