@@ -6,7 +6,7 @@ Every mistake is reported, all at once, with its line and a near miss. The field
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -69,8 +69,14 @@ class Layer(msgspec.Struct):
     where: dict[str, str]
 
 
-def yaml_layer(path: Path) -> Layer:
-    """Reads a YAML file into dotted keys with their ``file:line``."""
+GROUPS = {"lora"}
+
+
+def yaml_layer(path: Path, nested: Callable[[str], bool] = GROUPS.__contains__) -> Layer:
+    """Reads a YAML file into dotted keys with their ``file:line``.
+
+    ``nested`` tells of a dotted key whether settings lie below it: of a list of mappings they are ``key.0.name``.
+    """
     import yaml
 
     # A bare name is one of the shipped presets: -c handbook-cpt.
@@ -93,14 +99,11 @@ def yaml_layer(path: Path) -> Layer:
     if not isinstance(loaded, dict):
         raise ConfigError("a config is a mapping of settings", where=f"{path}:1", fix="write 'key: value' lines")
     layer = Layer({}, {})
-    _flatten(root, loaded, "", str(path), layer)
+    _flatten(root, loaded, "", str(path), layer, nested)
     return layer
 
 
-GROUPS = {"lora"}
-
-
-def _flatten(node: Any, loaded: dict[Any, Any], prefix: str, path: str, layer: Layer) -> None:
+def _flatten(node: Any, loaded: dict[Any, Any], prefix: str, path: str, layer: Layer, nested: Callable[[str], bool]) -> None:
     by_name = {str(key): value for key, value in loaded.items()}
     for key_node, value_node in node.value:
         dotted = f"{prefix}{key_node.value}"
@@ -109,8 +112,12 @@ def _flatten(node: Any, loaded: dict[Any, Any], prefix: str, path: str, layer: L
             raise ConfigError(f"'{dotted}' is given twice", where=where, fix=f"first at {layer.where[dotted]}; keep one")
         layer.where[dotted] = where
         value = by_name.get(key_node.value)
-        if isinstance(value, dict) and dotted in GROUPS:
-            _flatten(value_node, value, f"{dotted}.", path, layer)
+        if isinstance(value, dict) and nested(dotted):
+            _flatten(value_node, value, f"{dotted}.", path, layer, nested)
+        elif isinstance(value, list) and nested(dotted) and value and all(isinstance(one, dict) for one in value):
+            for number, (one_node, one) in enumerate(zip(value_node.value, value, strict=True)):
+                layer.where[f"{dotted}.{number}"] = f"{path}:{one_node.start_mark.line + 1}"
+                _flatten(one_node, one, f"{dotted}.{number}.", path, layer, nested)
         else:
             layer.values[dotted] = value
 

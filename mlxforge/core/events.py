@@ -121,7 +121,25 @@ class RunEnded(Event, frozen=True, kw_only=True, tag=True):
     reason: str = ""
 
 
-AnyEvent = Union[RunStarted, Progress, StepDone, Evaluated, Scored, Sampled, Saved, Noted, Warned, RunEnded]
+class StageStarted(Event, frozen=True, kw_only=True, tag=True):
+    """A stage of a pipeline begins. ``states`` are all its stages: 'waits', 'skipped', 'done', and of this one 'runs'."""
+
+    stage: str
+    states: dict[str, str]
+
+
+class StageEnded(Event, frozen=True, kw_only=True, tag=True):
+    """A stage of a pipeline ended. ``status`` is 'done', 'interrupted' or 'failed'."""
+
+    stage: str
+    status: str
+    seconds: float
+    gained: str = ""
+
+
+AnyEvent = Union[
+    RunStarted, Progress, StepDone, Evaluated, Scored, Sampled, Saved, Noted, Warned, RunEnded, StageStarted, StageEnded
+]
 Emit = Callable[[Event], None]
 
 encode = msgspec.json.Encoder().encode
@@ -147,8 +165,8 @@ class Control:
     """What a user asks of a running loop, from a key or a signal; the loop looks after every step.
 
     ``save`` and ``evaluate`` are wishes, reset once met; ``finish`` ends the run cleanly after this step
-    (state saved, run resumable); ``interrupted`` tells that a signal asked for it. ``cleanups`` give the terminal back
-    where the process must stop at once.
+    (state saved, run resumable); ``interrupted`` tells that a signal asked for it, ``reason`` why it was stopped otherwise.
+    ``cleanups`` give the terminal back where the process must stop at once.
     """
 
     def __init__(self) -> None:
@@ -157,3 +175,4 @@ class Control:
         self.evaluate = False
         self.finish = False
         self.interrupted = False
+        self.reason = ""
