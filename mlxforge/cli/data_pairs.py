@@ -21,7 +21,7 @@ JUDGING = ("pairwise", "judge_model", "judge_tokens", "judge_timeout")
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("-m", "--model", metavar="MODEL", help="'tiny', a folder, a hub id, or run:NAME. [default: the last run]")
+@click.option("-m", "--model", metavar="MODEL", help="'tiny', a folder, a hub id, or run:NAME[@STEP]. [default: the last run]")
 @click.option(
     "--runs-dir", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder that holds the runs."
 )

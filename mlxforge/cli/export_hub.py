@@ -44,7 +44,7 @@ def hub(
     mlxforge export hub last --repo me/answers --private
     mlxforge export hub last --repo me/answers-gguf --what gguf --quant q4_k_m --quant q8_0
 
-    RUN is a name, run:NAME, a path, or 'last'. The card says how the run was trained and how it scored; folders of this disk
+    RUN is a name, NAME@STEP, a path, or 'last'. The card says how the run was trained and how it scored; folders of this disk
     are not in it. The token comes from HF_TOKEN or 'hf auth login'. An adapter is uploaded as PEFT reads it; a GGUF file only
     when llama.cpp has verified it.
     """

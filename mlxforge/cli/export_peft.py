@@ -35,7 +35,7 @@ def peft(
     mlxforge export peft --model Qwen/Qwen3-0.6B --adapter runs/answers -o peft
     mlxforge export peft packed-run -o peft --base Qwen/Qwen3-0.6B
 
-    RUN is a name, run:NAME, a path, or 'last'. The tokenizer and the chat template of training lie beside it. An adapter that
+    RUN is a name, NAME@STEP, a path, or 'last'. The tokenizer and the chat template of training lie beside it. An adapter that
     PEFT has no words for (whole weights, experts) is refused: fuse it.
     """
     from mlxforge.runs.export_peft import export_peft

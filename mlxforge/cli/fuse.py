@@ -39,7 +39,7 @@ def fuse(
     mlxforge fuse --model Qwen/Qwen3-0.6B --adapter runs/answers -o fused
     mlxforge fuse --model tiny --adapter cpt/ --adapter sft/ -o fused
 
-    RUN is a name, run:NAME, a path, or 'last'. Tensors that the adapter does not change stay as they are, byte for byte.
+    RUN is a name, NAME@STEP, a path, or 'last'. Tensors that the adapter does not change stay as they are, byte for byte.
     """
     # The products of an update are thin: more threads would wait for each other. It must be set before numpy is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 Command = Callable[..., Any]
 OPTIONS = (
-    click.option("-m", "--model", metavar="MODEL", help="'tiny', a folder, a hub id, or run:NAME. [default: the last run]"),
+    click.option(
+        "-m", "--model", metavar="MODEL", help="'tiny', a folder, a hub id, or run:NAME[@STEP]. [default: the last run]"
+    ),
     click.option(
         "--runs-dir", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder that holds the runs."
     ),

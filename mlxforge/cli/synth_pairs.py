@@ -16,7 +16,7 @@ JUDGES = ("overlap", "exact", "mlx", "openai")
 @click.command()
 @click.argument("store", type=click.Path(path_type=Path), metavar="KB")
 @OUTPUT
-@click.option("-m", "--model", metavar="MODEL", help="'tiny', a folder, a hub id, or run:NAME. [default: the last run]")
+@click.option("-m", "--model", metavar="MODEL", help="'tiny', a folder, a hub id, or run:NAME[@STEP]. [default: the last run]")
 @click.option("--questions", multiple=True, metavar="FILE", help="Chat rows to ask, in place of the store's accepted rows.")
 @click.option(
     "--grounded", type=click.Choice(("gold", "open-book")), default="gold", show_default=True,

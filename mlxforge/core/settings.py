@@ -60,9 +60,11 @@ class TrainSettings(Settings):
     """What every training job has."""
 
     model: Annotated[
-        str, help("'tiny' (shipped), a folder, a Hugging Face id, or run:NAME for a run's base with its adapter")
+        str, help("'tiny' (shipped), a folder, a Hugging Face id, or run:NAME[@STEP] for a run's base with its adapter")
     ] = "tiny"
-    from_run: Annotated[str | None, help("go on training the adapter of this run, on its base; see also adapter")] = None
+    from_run: Annotated[
+        str | None, help("go on training the adapter of this run, or NAME@STEP, on its base; see also adapter")
+    ] = None
     adapter: Annotated[
         str | None, help("start from this adapter (a folder or a run of the same base) instead of from zero")
     ] = None

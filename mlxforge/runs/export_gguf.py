@@ -87,7 +87,7 @@ def export_gguf(
 
 def suggested(base: Base) -> str:
     """A name by the run, the adapter or the model."""
-    return base.run.name if base.run else base.adapter.name if base.adapter else Path(base.model).name
+    return base.label
 
 
 def names(output: Path | None, quants: Sequence[str], name: str) -> dict[str, Path]:

@@ -136,7 +136,7 @@ def checked_template(go: str) -> str:
 
 def suggested(base: Base) -> str:
     """A name by the run, the adapter or the model."""
-    return base.run.name if base.run else base.adapter.name if base.adapter else Path(base.model).name
+    return base.label
 
 
 def check_outputs(output: Path, files: Any, force: bool) -> None:

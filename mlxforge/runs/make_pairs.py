@@ -119,7 +119,7 @@ def _made(
 
 def _name(model: str, base: Base) -> str:
     """As :attr:`mlxforge.runs.opening.Opened.name` will be."""
-    return f"{RUN}{base.run.name}" if base.run and model.startswith(RUN) else model
+    return base.named if base.run and model.startswith(RUN) else model
 
 
 def _task(row: Chat, origin: str) -> Task:

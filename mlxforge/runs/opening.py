@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxforge.core.blas import load_blas
 from mlxforge.core.errors import ConfigError, ModelError, RunError
-from mlxforge.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_settings, is_peft
+from mlxforge.core.files import file_hash
+from mlxforge.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_file, adapter_settings, is_peft
 from mlxforge.models.hub import display_name, is_folder, local, looks_like_path, resolve_model
-from mlxforge.runs.record import EVENTS, LAST, RECORD, find_run, is_live, list_runs, read_record
+from mlxforge.runs.checkpoints import checkpoint, published, step_of
+from mlxforge.runs.record import (
+    EVENTS,
+    LAST,
+    RECORD,
+    beside,
+    find_checkpoint,
+    is_live,
+    list_runs,
+    read_config,
+    read_record,
+)
 
 if TYPE_CHECKING:
     from mlxforge.models.load import Loaded
@@ -31,17 +43,33 @@ class Base:
         adapter: folder of the adapter over it, if any.
         run: the run directory that the adapter belongs to, if any.
         below: folders of adapters under it, the first one first; only what is merged or exported has them.
+        step: of which checkpoint of the run the adapter is, where it is not the run's best.
     """
 
     model: str
     adapter: Path | None = None
     run: Path | None = None
     below: tuple[Path, ...] = ()
+    step: int | None = field(default=None, compare=False)
 
     @property
     def adapters(self) -> tuple[Path, ...]:
         """All adapters over the base, the first one first."""
         return (*self.below, *([self.adapter] if self.adapter else []))
+
+    @property
+    def named(self) -> str:
+        """The run as commands take it: ``run:NAME``, or ``run:NAME@STEP`` of a checkpoint that is not its best; else empty."""
+        if self.run is None:
+            return ""
+        return f"{RUN}{self.run.name}" + (f"@{self.step}" if self.step is not None else "")
+
+    @property
+    def label(self) -> str:
+        """What to call a file made of it: the run's name, with ``-STEP`` of a checkpoint, the adapter's, or the model's."""
+        if self.run:
+            return self.run.name + (f"-{self.step}" if self.step is not None else "")
+        return self.adapter.name if self.adapter else Path(self.model).name
 
 
 @dataclass(frozen=True)
@@ -67,17 +95,18 @@ class Opened:
 
 
 def resolve_base(name: str, runs_dir: Path) -> Base:
-    """What ``name`` stands for; no weights are read.
+    """What ``name`` stands for; no weights are read, but for a checkpoint of a run over another one, which is made whole.
 
     ``tiny``, a model folder or a hub id is a base alone. ``run:NAME``, ``run:last`` and the path of a run directory are the
-    run's base and its best adapter; a folder with an adapter (a checkpoint of a run too) is that adapter over its base.
+    run's base and its best adapter (``run:NAME@best`` too); ``run:NAME@last`` and ``run:NAME@STEP`` are a kept checkpoint of
+    it; a folder with an adapter (a checkpoint of a run too) is that adapter over its base.
 
     Raises:
-        RunError: no such run, or one without a finished adapter.
+        RunError: no such run or checkpoint, or a run without a finished adapter.
         ModelError: an adapter that names no base.
     """
     if name.startswith(RUN):
-        return _of_run(find_run(name, runs_dir))
+        return _of_run(*find_checkpoint(name, runs_dir))
     if not is_folder(name):
         if name != "tiny" and name in {run.name for run in list_runs(runs_dir)}:
             raise ModelError("a run, not a model", where=name, fix=f"did you mean '{RUN}{name}'?")
@@ -117,7 +146,7 @@ def subject(name: str | None, model: str | None, adapter: Path | Sequence[Path] 
     for one in over[1:]:
         if one.run and (read_record(one.run).get("lineage") or {}).get("parent"):
             raise ModelError("holds the runs below it already", where=str(one.run), fix="give this --adapter alone")
-    return Base(below.model, folders[-1], over[-1].run, tuple(folders[:-1]))
+    return Base(below.model, folders[-1], over[-1].run, tuple(folders[:-1]), over[-1].step)
 
 
 def changed_base(base: Base, path: Path) -> str:
@@ -135,7 +164,8 @@ def changed_base(base: Base, path: Path) -> str:
 
 
 def _named(name: str, runs_dir: Path) -> Base:
-    if name == LAST or (runs_dir / name / RECORD).is_file():
+    known = (name, name.rpartition("@")[0])
+    if LAST in known or any((runs_dir / one / RECORD).is_file() for one in known if one):
         return resolve_base(f"{RUN}{name}", runs_dir)
     if name.startswith(RUN) or name == "tiny" or is_folder(name):
         return resolve_base(name, runs_dir)
@@ -176,7 +206,7 @@ def open_model(name: str, runs_dir: Path, dtype: str = "auto") -> Opened:
         apply_adapter(loaded.model, base.adapter)
         mx.eval(loaded.model.parameters())
     template = load_template(loaded.path, loaded.detected, saved=_saved_template(base))
-    shown = f"{RUN}{base.run.name}" if base.run and name.startswith(RUN) else name
+    shown = base.named if base.run and name.startswith(RUN) else name
     return Opened(loaded, base, template, shown)
 
 
@@ -189,18 +219,34 @@ def default_model(runs_dir: Path) -> str:
     return "tiny"
 
 
-def _of_run(run: Path) -> Base:
+def _of_run(run: Path, at: str = "") -> Base:
     if is_live(run):
         raise RunError("this run is being trained now", where=str(run), fix="wait for its end, or name another model")
     if not (run / ADAPTER_WEIGHTS).is_file():
         raise RunError("this run has saved no adapter yet", where=str(run), fix=f"go on with it: --resume {run.name}")
-    return Base(_base_of(run), run, run)
+    folder = checkpoint(run, at) if at else None
+    if folder is None:
+        return Base(_base_of(run), run, run)
+    return Base(_base_of(run), _whole(folder, run), run, step=step_of(folder))
+
+
+def _whole(step: Path, run: Path) -> Path:
+    """A checkpoint's adapter over the run's base; one that was trained over another adapter holds only what it adds to it."""
+    kept = read_config(run)
+    below = resolve_base(beside(str(kept.get("model") or "tiny"), run), run.parent).adapter
+    if below is None:
+        return step
+    parent = (read_record(run).get("lineage") or {}).get("parent") or {}
+    if not kept.get("adapter") and parent.get("hash") not in (None, file_hash(adapter_file(below))):
+        what, fix = "what it was trained over has changed since", f"'{RUN}{run.name}' holds both as they were"
+        raise RunError(what, where=str(below), fix=fix)
+    return published(step, below, _base_of(run), str(kept.get("dtype") or "auto"))
 
 
 def _of_adapter(folder: Path) -> Base:
     run = folder.resolve().parent.parent
     if folder.resolve().parent.name == "checkpoints" and (run / RECORD).is_file():
-        return Base(_base_of(run), folder, run)
+        return Base(_base_of(run), _whole(folder, run), run, step=step_of(folder))
     return Base(_placed(_named_base(folder), folder), folder)
 
 

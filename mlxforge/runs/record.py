@@ -144,12 +144,36 @@ def find_run(name: str | Path, runs_dir: Path) -> Path:
     raise RunError(f"no run '{wanted}' in {runs_dir}", fix=did_you_mean(wanted, by_name))
 
 
+def find_checkpoint(name: str | Path, runs_dir: Path) -> tuple[Path, str]:
+    """The run that ``NAME@best``, ``NAME@last``, ``NAME@STEP`` or ``NAME`` means, and what stands after the ``@``, else "".
+
+    A run whose own name has an ``@`` is found by it.
+
+    Raises:
+        RunError: there is no such run.
+    """
+    wanted = str(name).removeprefix("run:")
+    whole, _, at = wanted.rpartition("@")
+    if not whole or not at or (runs_dir / wanted).is_dir() or Path(wanted).expanduser().is_dir():
+        return find_run(wanted, runs_dir), ""
+    return find_run(whole, runs_dir), at
+
+
 def beside(name: str, run: Path) -> str:
-    """A run that the settings of ``run`` name, ``run:PATH`` or ``PATH``: the one beside it where both were moved."""
-    path = Path(name.removeprefix("run:"))
-    neighbour = run.parent / path.name
-    moved = path.is_absolute() and not path.exists() and (neighbour / RECORD).is_file()
-    return f"{'run:' if name.startswith('run:') else ''}{neighbour.resolve()}" if moved else name
+    """A run or a checkpoint that the settings of ``run`` name, ``run:PATH`` or ``PATH``, with or without ``@STEP``: the one
+    beside it where both were moved."""
+    given, at = name.removeprefix("run:"), ""
+    if not Path(given).exists() and "@" in given:
+        given, _, at = given.rpartition("@")
+    path = Path(given)
+    if not path.is_absolute() or path.exists():
+        return name
+    # A checkpoint lies two folders below its run.
+    parts = [path.name] if path.parent.name != "checkpoints" else list(path.parts[-3:])
+    neighbour = run.parent.joinpath(*parts)
+    if not (run.parent / parts[0] / RECORD).is_file():
+        return name
+    return f"{'run:' if name.startswith('run:') else ''}{neighbour.resolve()}{'@' if at else ''}{at}"
 
 
 def objective_of(settings: TrainSettings) -> str:

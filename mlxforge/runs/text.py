@@ -17,9 +17,10 @@ from mlxforge.data.mix import Mixture
 from mlxforge.data.sources import Source, parse_spec
 from mlxforge.data.tokens import Encoder, TokenSet, prepare
 from mlxforge.data.windows import Windows, windows
+from mlxforge.runs.checkpoints import checkpoint, step_of
 from mlxforge.runs.material import Base, Material, Question
 from mlxforge.runs.parts import hashes_of, held_out, measured
-from mlxforge.runs.record import find_run, read_config
+from mlxforge.runs.record import find_checkpoint, find_run, read_config
 
 SAMPLE = "sample:"
 RUN = "run:"
@@ -52,8 +53,15 @@ def anchored(settings: S) -> S:
     if settings.model != "tiny" and Path(settings.model).expanduser().is_dir():
         changes["model"] = str(Path(settings.model).expanduser().resolve())
     elif settings.model.startswith(RUN):
-        changes["model"] = f"{RUN}{find_run(settings.model, Path(settings.runs_dir)).resolve()}"
+        changes["model"] = _pinned(settings.model, Path(settings.runs_dir))
     return msgspec.structs.replace(settings, **changes)
+
+
+def _pinned(name: str, runs_dir: Path) -> str:
+    """A run by its place, and a checkpoint of it by its step: ``@last`` is another one once the run has gone on."""
+    run, at = find_checkpoint(name, runs_dir)
+    found = checkpoint(run, at) if at else None
+    return f"{RUN}{run.resolve()}" + (f"@{step_of(found)}" if found else "")
 
 
 def read(settings: TrainSettings, base: Base, emit: Emit, cache: Path | None = None) -> Material:

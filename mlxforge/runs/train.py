@@ -95,7 +95,7 @@ def settled(config: TrainSettings) -> TrainSettings:
         return config
     if config.adapter is not None:
         raise ConfigError("from_run and adapter both name an adapter", where="from_run", fix="leave one of them out")
-    base = resolve_base(f"run:{find_run(config.from_run, Path(config.runs_dir))}", Path(config.runs_dir))
+    base = resolve_base(f"{RUN}{config.from_run.removeprefix(RUN)}", Path(config.runs_dir))
     default = type(config)().model
     if config.model not in (default, base.model):
         raise ConfigError(
@@ -117,7 +117,7 @@ def _with_run_text(config: TrainSettings) -> TrainSettings:
             own = [f"{RUN}{run.resolve()}"] if kept.get("map") else [parse_spec(spec).path for spec in kept["data"]]
             texts = [spec for one in replay for spec in (own if one == RUN_TEXT else [one])]
             return msgspec.structs.replace(config, replay=texts)
-        name = beside(f"{RUN}{kept['adapter']}" if kept.get("from_run") else str(kept.get("model")), run)
+        name = beside(str(kept["adapter"] if kept.get("from_run") else kept.get("model")), run)
     what = "replay of the base run's text, but the base is no run of cpt"
     raise ConfigError(what, where="replay", fix="name the run, --model run:NAME, or the text, --replay PATH")
 

@@ -11,7 +11,7 @@ from mlxforge.core.blas import load_blas
 from mlxforge.core.errors import ConfigError, MissingExtraError, RunFailed
 from mlxforge.core.events import Emit, Warned, ignore
 from mlxforge.models.hub import display_name, resolve_model
-from mlxforge.runs.opening import RUN, TEMPLATE, Base, changed_base
+from mlxforge.runs.opening import TEMPLATE, Base, changed_base
 from mlxforge.runs.record import RECORD, read_record
 
 if TYPE_CHECKING:
@@ -54,12 +54,12 @@ class Material:
     def name(self) -> str:
         """What to call it: the run's name, the adapter's folder, or the model."""
         base = self.base
-        return base.run.name if base.run else base.adapter.name if base.adapter else display_name(self.path)
+        return base.label if base.adapter else display_name(self.path)
 
     @property
     def against(self) -> str:
         """What the user can name to mean this."""
-        return f"{RUN}{self.base.run.name}" if self.base.run else str(self.base.adapter or self.base.model)
+        return self.base.named if self.base.run else str(self.base.adapter or self.base.model)
 
 
 def material(base: Base) -> Material:
