@@ -14,6 +14,7 @@ from mlxforge.core.config import assignments_layer, resolve
 from mlxforge.core.errors import ConfigError, DataError
 from mlxforge.core.events import Emit, Noted, Progress, Warned, ignore
 from mlxforge.core.files import bytes_hash, disk_errors, new_directory, write_atomic
+from mlxforge.data.commands import Thresholds
 from mlxforge.data.output import check_outputs
 from mlxforge.data.splits import PARTS, Seen, moves, part_of
 from mlxforge.knowledge.commands.describe import readme
@@ -22,7 +23,7 @@ from mlxforge.knowledge.commands.measure import diversity
 from mlxforge.knowledge.commands.paraphrase import PROMPT, refusal, requests, reworded, unlike, wanted, wording
 from mlxforge.knowledge.commands.reader import read_schema, to_yaml
 from mlxforge.knowledge.commands.schema import Schema
-from mlxforge.knowledge.commands.validate import Thresholds, json_schema
+from mlxforge.knowledge.commands.validate import json_schema
 from mlxforge.knowledge.providers import Provider
 
 JOURNAL = "wordings.jsonl"

@@ -10,6 +10,7 @@ import pytest
 from test_commands_schema import SHIP
 
 from mlxforge.core.errors import ConfigError
+from mlxforge.data.commands import Thresholds
 from mlxforge.data.formats.instructions import is_command, read_command
 from mlxforge.data.splits import PARTS
 from mlxforge.knowledge.commands.grammar import TEMPLATE_USES, Grammar, Shares, same
@@ -17,7 +18,7 @@ from mlxforge.knowledge.commands.lexicon import Lexicon
 from mlxforge.knowledge.commands.line import texts
 from mlxforge.knowledge.commands.measure import distinct, diversity
 from mlxforge.knowledge.commands.reader import read_schema
-from mlxforge.knowledge.commands.validate import Thresholds, text_problems
+from mlxforge.knowledge.commands.validate import text_problems
 from mlxforge.runs.synth_commands import split
 
 COUNT = 400

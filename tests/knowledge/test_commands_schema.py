@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from mlxforge.core.errors import ConfigError
+from mlxforge.data.commands import Thresholds
 from mlxforge.knowledge.commands.line import command_line
 from mlxforge.knowledge.commands.reader import read_schema, to_yaml
-from mlxforge.knowledge.commands.validate import Thresholds, action_of, json_schema, problems, text_problems
+from mlxforge.knowledge.commands.validate import action_of, json_schema, problems, text_problems
 
 SHIP = """\
 cli_name: ship

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
+from mlxforge.data.commands import Action
 from mlxforge.knowledge.commands import wordings
 from mlxforge.knowledge.commands.schema import Argument
 from mlxforge.knowledge.commands.sentence import Draft, Given, Maker, closed, opened, with_typos
-from mlxforge.knowledge.commands.validate import Action
 
 PLACES = ("file", "folder", "path")
 

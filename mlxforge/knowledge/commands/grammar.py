@@ -19,12 +19,13 @@ import msgspec
 from mlxforge.core.errors import ConfigError
 from mlxforge.core.settings import Settings
 from mlxforge.core.settings import help as described
+from mlxforge.data.commands import Thresholds
 from mlxforge.data.splits import group_key
 from mlxforge.knowledge.commands.cases import CASES, Case
 from mlxforge.knowledge.commands.lexicon import Lexicon
 from mlxforge.knowledge.commands.schema import Schema
 from mlxforge.knowledge.commands.sentence import Maker
-from mlxforge.knowledge.commands.validate import Thresholds, problems, written
+from mlxforge.knowledge.commands.validate import problems, written
 
 ATTEMPTS = 60  # draws for one row before it is given up
 TEMPLATE_USES = 3  # rows that may differ in their values alone

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
+from mlxforge.data.commands import Action, Thresholds
 from mlxforge.knowledge.commands import wordings
 from mlxforge.knowledge.commands.lexicon import Lexicon, clauses, flag_clauses, phrase_slots
 from mlxforge.knowledge.commands.line import texts
 from mlxforge.knowledge.commands.schema import Argument, Command, Schema
-from mlxforge.knowledge.commands.validate import Action, Thresholds, action_of
+from mlxforge.knowledge.commands.validate import action_of
 from mlxforge.knowledge.commands.values import draw
 
 MARK = re.compile("\0(\\d+)\0")  # a value's place in a sentence
