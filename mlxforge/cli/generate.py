@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxforge.cli.shaping import Number
+from mlxforge.cli.subject import PREFER, preferred
 
 if TYPE_CHECKING:
     from mlxforge.runs.opening import Opened
@@ -19,6 +21,7 @@ OPTIONS = (
     click.option(
         "-m", "--model", metavar="MODEL", help="'tiny', a folder, a hub id, or run:NAME[@STEP]. [default: the last run]"
     ),
+    PREFER,
     click.option(
         "--runs-dir", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder that holds the runs."
     ),
@@ -47,9 +50,16 @@ SYSTEM = click.option("--system", default="", metavar="TEXT", help="System promp
 
 def model_options(command: Command) -> Command:
     """Which model answers, and how its tokens are chosen."""
+
+    @functools.wraps(command)
+    def named(model: str | None, prefer_tuned: str | None, runs_dir: Path, **options: Any) -> None:
+        if prefer_tuned:
+            model = preferred(prefer_tuned, runs_dir, model)
+        command(model=model, runs_dir=runs_dir, **options)
+
     for option in reversed(OPTIONS):
-        command = option(command)
-    return command
+        named = option(named)
+    return named
 
 
 def chosen(model: str | None, runs_dir: Path) -> str:

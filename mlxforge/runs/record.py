@@ -45,6 +45,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     steps: int | None = None
     loss: float | None = None
     bpb: float | None = None
+    ended: float | None = None
     damaged: str = ""
 
 
@@ -115,6 +116,7 @@ def summarise(run: Path) -> RunSummary:
         steps=steps if isinstance(steps, int) else None,
         loss=_number(valid.get("loss")),
         bpb=_number(valid.get("bpb")),
+        ended=moment(record.get("ended")),
     )
 
 
@@ -221,20 +223,27 @@ def _runs(runs_dir: Path) -> list[Path]:
 def _age(run: Path) -> tuple[float, str]:
     """When a run was made; of a damaged record, when its folder last changed."""
     try:
-        created = read_record(run).get("created")
-        stamp = datetime.fromisoformat(created).timestamp() if isinstance(created, str) else float(created)  # type: ignore[arg-type]
-    except (RunError, ValueError, TypeError, OverflowError):
-        stamp = run.stat().st_mtime
-    return stamp, run.name
+        stamp = moment(read_record(run).get("created"))
+    except RunError:
+        stamp = None
+    return run.stat().st_mtime if stamp is None else stamp, run.name
+
+
+def moment(stamp: Any) -> float | None:
+    """Seconds since the epoch, of a number or of ISO text; None of anything else."""
+    try:
+        return datetime.fromisoformat(stamp).timestamp() if isinstance(stamp, str) else float(stamp)
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 def _day(created: Any) -> str:
     """A moment as ``2026-01-31 14:05``, from ISO text or seconds since the epoch."""
     try:
-        moment = datetime.fromisoformat(created) if isinstance(created, str) else datetime.fromtimestamp(float(created))
+        time = datetime.fromisoformat(created) if isinstance(created, str) else datetime.fromtimestamp(float(created))
     except (ValueError, TypeError, OverflowError, OSError):
         return ""
-    return moment.strftime("%Y-%m-%d %H:%M")
+    return time.strftime("%Y-%m-%d %H:%M")
 
 
 def _flat(values: Mapping[str, Any], known: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
