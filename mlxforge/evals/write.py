@@ -1,0 +1,45 @@
+"""Writes the folder of a report: values, rows, and the two pages that people read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlxforge.core.files import disk_errors, new_file, write_atomic
+from mlxforge.evals.markdown import markdown
+from mlxforge.evals.page import page
+from mlxforge.evals.regressions import Rows
+from mlxforge.evals.report import MARKDOWN, PAGE, ROWS, Report, save_report
+
+
+def write_report(report: Report, rows: Iterable[Mapping[str, Any]] | None, folder: Path) -> None:
+    """Writes ``report.json``, ``rows.jsonl``, ``report.md`` and ``report.html`` into ``folder``, each one whole or not at all.
+
+    Args:
+        rows: the lines of ``rows.jsonl``; None where that file stands there already, or the evaluation has no rows.
+
+    Raises:
+        DataError: a line of ``rows.jsonl`` is none of an evaluation.
+        MlxforgeError: the folder cannot be written.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if rows is not None:
+        write_rows(rows, folder / ROWS)
+    known = Rows(folder / ROWS)
+    write_atomic(folder / MARKDOWN, markdown(report, known))
+    write_atomic(folder / PAGE, page(report, known))
+    save_report(report, folder)
+
+
+def write_rows(rows: Iterable[Mapping[str, Any]], file: Path) -> None:
+    """One line of JSON a row; a score that is not finite becomes null, half a surrogate pair a question mark."""
+    with new_file(file) as temporary, open(temporary, "w", encoding="utf-8", errors="replace", newline="\n") as stream:
+        for row in rows:
+            scores = {
+                name: score if score is not None and math.isfinite(score) else None for name, score in row["scores"].items()
+            }
+            stream.write(json.dumps({**row, "scores": scores}, ensure_ascii=False) + "\n")
