@@ -284,7 +284,8 @@ class _Run:
             if isinstance(error, MlxforgeError) and not isinstance(error, RunFailed):
                 raise RunFailed(str(error), where=str(self.path), fix=f"then: --resume {self.path.name}") from error
             raise
-        ended = self.end(job.state, status, "")
+        stopped = control.reason if status == "interrupted" and not control.interrupted else ""
+        ended = self.end(job.state, "stopped" if stopped else status, stopped)
         if control.interrupted and status == "interrupted":
             stop = Interrupted(f"interrupted after step {job.state.step}; the state is saved", fix=ended.next_steps[0])
             stop.result = ended.result

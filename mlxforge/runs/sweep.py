@@ -1,0 +1,394 @@
+"""A search over settings: trials are ordinary runs NAME-t01, NAME-t02, … and the only truth about what was tried.
+
+``runs/NAME/sweep.json`` holds what was asked for, ``runs/NAME/best.yaml`` the best settings so far. A sweep that was killed
+goes on with the trial at hand and ends as if it had not been.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mlxforge.core.config import from_dict, to_dict
+from mlxforge.core.errors import ConfigError, Interrupted, RunError, RunFailed, did_you_mean
+from mlxforge.core.eventlog import replay
+from mlxforge.core.events import Control, Emit, Evaluated, Event, Noted, Progress, RunStarted, StepDone, Warned, ignore
+from mlxforge.core.files import disk_errors, locked, write_atomic
+from mlxforge.core.settings import TrainSettings
+from mlxforge.runs import train as runs
+from mlxforge.runs.execution import free_path
+from mlxforge.runs.record import EVENTS, RECORD, SETTINGS, changed_settings, read_config, read_record
+from mlxforge.runs.space import Dimension, Metric, applied, dimensions, metric, points, value_of
+from mlxforge.runs.suggest import Trial, check_installed, hopeless, suggest
+from mlxforge.runs.text import anchored
+
+SWEEP, BEST = "sweep.json", "best.yaml"
+DEFAULT_METRIC = "valid.loss"
+STOPPED = "stopped"
+
+
+class Asked(msgspec.Struct, kw_only=True):
+    """What a sweep was asked for: the content of ``sweep.json``. ``config`` are the settings that all trials share."""
+
+    name: str
+    objective: str
+    config: dict[str, Any]
+    over: list[str]
+    trials: int | None = 8
+    metric: str = DEFAULT_METRIC
+    seed: int = 0
+    grid: bool = False
+    prune: bool = True
+    created: float = 0.0
+
+
+@dataclass
+class Tried:
+    """One trial as its run directory tells it. ``value`` is the metric; None of a trial that did not finish.
+
+    ``diverged``: its loss or gradient was no longer finite, which is the fault of its settings.
+    """
+
+    run: str
+    settings: dict[str, Any]
+    status: str
+    steps: int = 0
+    value: float | None = None
+    reason: str = ""
+    curve: list[float] = field(default_factory=list)
+    diverged: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether it needs no more work: it finished, was given up, or diverged."""
+        return self.status in ("finished", STOPPED) or self.diverged
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """All trials, the best of them, and the file of its settings. ``result`` is what ``--json`` prints."""
+
+    path: Path
+    trials: list[Tried]
+    best: Tried | None
+    result: dict[str, Any]
+    next_steps: list[str]
+
+
+class Sweep:
+    """A sweep whose settings are checked.
+
+    Raises:
+        ConfigError, RunError, MissingExtraError: it cannot be; nothing is written.
+    """
+
+    def __init__(self, asked: Asked) -> None:
+        check_installed()
+        self.asked = asked
+        self.config: TrainSettings = from_dict(SETTINGS[asked.objective], asked.config, where=SWEEP)
+        self.space: list[Dimension] = dimensions(type(self.config), asked.over)
+        self.metric: Metric = metric(asked.metric, self.config, self.space)
+        self.grid = list(points(self.space)) if asked.grid else []
+        if not asked.grid:
+            self.trials = asked.trials or 8
+        else:
+            self.trials = min(asked.trials or len(self.grid), len(self.grid))
+        self.runs_dir = Path(self.config.runs_dir)
+        self.path = self.runs_dir / asked.name
+
+    def run_of(self, number: int) -> str:
+        """The name of a trial's run; trials count from 1."""
+        return f"{self.asked.name}-t{number:02d}"
+
+    def tried(self) -> list[Tried]:
+        """The trials so far, in order."""
+        found: list[Tried] = []
+        for number in itertools.count(1):
+            path = self.runs_dir / self.run_of(number)
+            if not (path / RECORD).is_file():
+                return found
+            found.append(self.read(path))
+        raise AssertionError  # count does not end
+
+    def read(self, path: Path) -> Tried:
+        record, kept = read_record(path), read_config(path)
+        config = from_dict(type(self.config), kept, where=str(path))
+        result = record.get("result") or {}
+        status, steps = str(record.get("status")), int(result.get("steps") or 0)
+        value = self.metric.of(result) if status == "finished" else None
+        settings = {one.key: value_of(config, one.key) for one in self.space}
+        curve = Curve(self.metric)
+        for event in replay(path / EVENTS):
+            curve(event)
+        diverged = status == "failed" and int(result.get("skipped_updates") or 0) >= config.max_skipped
+        return Tried(path.name, settings, status, steps, value, str(record.get("reason") or ""), curve.values, diverged)
+
+    def settings(self, number: int, past: Sequence[Tried]) -> dict[str, Any]:
+        """What trial ``number`` tries."""
+        if self.grid:
+            return self.grid[number - 1]
+        return suggest(self.space, [_trial(one) for one in past], self.asked.seed, self.metric.higher)
+
+    def config_of(self, number: int, values: dict[str, Any]) -> TrainSettings:
+        """All settings of a trial."""
+        return msgspec.structs.replace(applied(self.config, values), name=self.run_of(number))
+
+
+class Curve:
+    """Hears a run and keeps the judged figure at each evaluation but the first, which comes before training.
+
+    A task is asked only at the end; its trials are held against each other by the validation loss.
+    """
+
+    def __init__(self, metric: Metric) -> None:
+        self.set, self.figure = (metric.set, metric.figure) if metric.set != "task" else ("valid", "loss")
+        self.sign = -1.0 if metric.higher and metric.set == "task" else 1.0
+        self.points: list[tuple[int, float]] = []
+
+    @property
+    def values(self) -> list[float]:
+        """The figures in order."""
+        return [value for _, value in self.points]
+
+    def __call__(self, event: Event) -> bool:
+        """Takes an event; returns whether it added a figure. What lies after the step of a resumed run is forgotten."""
+        if isinstance(event, RunStarted):
+            self.points = [point for point in self.points if point[0] <= event.step]
+        if not (isinstance(event, Evaluated) and event.name == self.set and event.step):
+            return False
+        value = event.metrics.get(self.figure, getattr(event, self.figure, None))
+        self.points.append((event.step, self.sign * (math.nan if value is None else value)))
+        return True
+
+
+def new_sweep(asked: Asked) -> Sweep:
+    """A sweep that is asked for anew, checked; nothing is written.
+
+    Raises:
+        RunError: its name, or that of one of its runs, is taken.
+    """
+    config = msgspec.structs.replace(from_dict(SETTINGS[asked.objective], asked.config), name=asked.name or None)
+    path = free_path(config, f"sweep-{asked.objective}")
+    plain = to_dict(anchored(msgspec.structs.replace(config, name=None)))
+    sweep = Sweep(msgspec.structs.replace(asked, name=path.name, config=plain, created=time.time()))
+    if taken := next(iter(sweep.tried()), None):
+        raise RunError("a run of this sweep's names exists", where=str(sweep.runs_dir / taken.run), fix="choose another --name")
+    return sweep
+
+
+def old_sweep(name: str, runs_dir: str) -> Sweep:
+    """The sweep of that name, or the newest with ``last``.
+
+    Raises:
+        RunError: there is none, or its file is damaged.
+    """
+    known = sorted(Path(runs_dir).glob(f"*/{SWEEP}"), key=lambda file: file.stat().st_mtime)
+    names = {file.parent.name: file for file in known}
+    if not known:
+        raise RunError("no sweep here", where=runs_dir, fix="choose the folder with --runs-dir, or begin one")
+    file = known[-1] if name == "last" else names.get(name)
+    if file is None:
+        raise RunError(f"no sweep '{name}' in {runs_dir}", fix=did_you_mean(name, names))
+    try:
+        asked = msgspec.json.decode(file.read_bytes(), type=Asked)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise RunError(f"damaged: {error}", where=str(file), fix="begin a new sweep") from error
+    asked.config["runs_dir"] = str(file.parent.parent)
+    return Sweep(msgspec.structs.replace(asked, name=file.parent.name))
+
+
+def sweep(search: Sweep, emit: Emit = ignore) -> SweepResult:
+    """Runs the trials that are still to run. Blocks until all are done; Ctrl-C ends after the step at hand.
+
+    Raises:
+        Interrupted: by the user; ``--resume`` goes on.
+        RunFailed: a trial could not go on for another reason than its settings.
+    """
+    asked = search.asked
+    with disk_errors(search.path):
+        search.path.mkdir(parents=True, exist_ok=True)
+    with locked(search.path):
+        emit = once(emit)
+        write_atomic(search.path / SWEEP, json.dumps(msgspec.to_builtins(asked), indent=2, ensure_ascii=False) + "\n")
+        past = search.tried()
+        open_trial = bool(past) and not past[-1].ended
+        try:
+            for number in range(len(past) + (not open_trial), search.trials + 1):
+                before = past[: number - 1]
+                past = [*before, _run(search, number, before, emit, resume=open_trial and number == len(past))]
+                _keep_best(search, past)
+        except (KeyboardInterrupt, Interrupted) as stop:
+            raise _interrupted(search) from stop
+    return result_of(search)
+
+
+def once(emit: Emit) -> Emit:
+    """An ``emit`` that passes a warning on the first time only: every trial has the same data and the same machine."""
+    told: set[str] = set()
+
+    def pass_on(event: Event) -> None:
+        if isinstance(event, Warned) and event.message in told:
+            return
+        told.update([event.message] if isinstance(event, Warned) else [])
+        emit(event)
+
+    return pass_on
+
+
+def _run(search: Sweep, number: int, past: list[Tried], emit: Emit, resume: bool) -> Tried:
+    path, trials = search.runs_dir / search.run_of(number), [_trial(one) for one in past]
+    curve, control = Curve(search.metric), Control()
+    if resume:
+        for event in replay(path / EVENTS):
+            curve(event)
+    values = search.read(path).settings if resume else search.settings(number, past)
+
+    def hear(event: Event) -> None:
+        if isinstance(event, StepDone):
+            emit(Progress(task="trials", done=number - 1 + event.step / event.steps, total=search.trials, unit="trials"))
+        elif isinstance(event, Warned) or (isinstance(event, Progress) and event.total):
+            emit(event)
+        if curve(event) and search.asked.prune and hopeless(curve.values, trials, search.metric.higher):
+            control.finish = True
+            control.reason = f"sweep {search.asked.name}: worse than the median of the finished trials at this step"
+
+    try:
+        if resume:
+            runs.resume(path.name, str(search.runs_dir), [hear], control, search.asked.objective)
+        else:
+            runs.train(search.config_of(number, values), [hear], control)
+    except RunFailed:
+        if not search.read(path).diverged:
+            raise
+    gc.collect()  # the model of this trial, before that of the next is read
+    tried = search.read(path)
+    if tried.status == "finished" and tried.value is None:
+        raise RunFailed(f"no {search.metric.name} in its result", where=str(path), fix="choose another --metric")
+    emit(Progress(task="trials", done=number, total=search.trials, unit="trials"))
+    emit(Noted(message=f"{path.name}  {shown(values)}  {outcome(search.metric, tried)}"))
+    return tried
+
+
+def shown(values: dict[str, Any]) -> str:
+    """``learning_rate=0.0001 lora.rank=8``."""
+    return " ".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items())
+
+
+def outcome(metric: Metric, tried: Tried) -> str:
+    """``valid.loss 1.234``, or why there is none."""
+    if tried.value is not None:
+        return f"{metric.name} {tried.value:.4f}"
+    return f"{tried.status} after step {tried.steps}" + ": diverged" * tried.diverged
+
+
+def _trial(tried: Tried) -> Trial:
+    # One that diverged has no curve: it counts as the worst.
+    return Trial(tried.settings, [] if tried.diverged else tried.curve, tried.value)
+
+
+def best_of(metric: Metric, trials: Sequence[Tried]) -> Tried | None:
+    """The finished trial with the best value, the first of equals."""
+    done = [one for one in trials if one.value is not None]
+    sign = -1.0 if metric.higher else 1.0
+    return min(done, key=lambda one: sign * (one.value or 0.0), default=None)
+
+
+def _keep_best(search: Sweep, trials: Sequence[Tried]) -> None:
+    import yaml
+
+    if (best := best_of(search.metric, trials)) is None:
+        return
+    config = to_dict(applied(search.config, best.settings))
+    nested: dict[str, Any] = {}
+    for key, value in changed_settings(config, search.asked.objective).items():
+        head, dot, tail = key.partition(".")
+        if key not in ("name", "runs_dir"):
+            (nested.setdefault(head, {}) if dot else nested)[tail or head] = value
+    title = f"# The best of sweep {search.asked.name}: {search.metric.name} {best.value:.4f}, in run {best.run}.\n"
+    use = f"# mlxforge {search.asked.objective} -c {search.path / BEST}\n"
+    write_atomic(search.path / BEST, title + use + yaml.safe_dump(nested, sort_keys=False, allow_unicode=True))
+
+
+def _interrupted(search: Sweep) -> Interrupted:
+    where = "" if search.config.runs_dir == "runs" else f" --runs-dir {search.config.runs_dir}"
+    stop = Interrupted(
+        "the sweep is interrupted; its trials are saved", fix=f"mlxforge sweep{where} --resume {search.asked.name}"
+    )
+    stop.result = result_of(search).result | {"status": "interrupted"}
+    return stop
+
+
+def result_of(search: Sweep) -> SweepResult:
+    """What a sweep has found so far."""
+    trials = search.tried()
+    best = best_of(search.metric, trials)
+    keys = ("run", "status", "reason", "settings", "value", "steps")
+    plain = [{key: getattr(one, key) for key in keys} for one in trials]
+    result: dict[str, Any] = {
+        "sweep": search.asked.name,
+        "path": str(search.path),
+        "objective": search.asked.objective,
+        "status": "finished" if len(trials) >= search.trials and all(one.ended for one in trials) else "unfinished",
+        "metric": search.metric.name,
+        "better": "higher" if search.metric.higher else "lower",
+        "over": search.asked.over,
+        "seed": search.asked.seed,
+        "trials": plain,
+        "best": None,
+    }
+    where = "" if search.config.runs_dir == "runs" else f" --runs-dir {search.config.runs_dir}"
+    steps = [f"mlxforge lr-find {search.asked.objective} -c FILE"]
+    if best is not None:
+        result["best"] = {"run": best.run, "value": best.value, "settings": best.settings, "config": str(search.path / BEST)}
+        steps = [
+            f"mlxforge {search.asked.objective}{where} -c {search.path / BEST}",
+            f"mlxforge chat{where} --model run:{best.run}",
+            f"mlxforge runs show{where} {best.run}",
+        ]
+    return SweepResult(search.path, trials, best, result, steps)
+
+
+def objective_for(named: str | None, file: Path | None) -> str:
+    """The objective of a config: the one named, else that of the run it lies in, else the one word in its file name.
+
+    Raises:
+        ConfigError: none can be told.
+    """
+    if named is not None:
+        if named not in SETTINGS:
+            raise ConfigError(f"unknown objective '{named}'", where="OBJECTIVE", fix=did_you_mean(named, SETTINGS))
+        return named
+    if file is not None and (file.parent / RECORD).is_file():
+        found = str(read_record(file.parent).get("objective"))
+        if found in SETTINGS:
+            return found
+    words = file.stem.replace("_", "-").replace(".", "-").split("-") if file else []
+    found_words = [word for word in words if word in SETTINGS]
+    # sft-after-cpt is a config of sft.
+    if words and words[0] in SETTINGS:
+        return words[0]
+    if len(found_words) == 1:
+        return found_words[0]
+    where = str(file) if file else "OBJECTIVE"
+    raise ConfigError("the file does not say its objective", where=where, fix=f"name it: one of {', '.join(SETTINGS)}")
+
+
+def forecast(search: Sweep, emit: Emit = ignore) -> dict[str, Any]:
+    """What a sweep will run, with the seconds of one trial by a probe; the tokens that it reads are kept for the trials."""
+    from mlxforge.training.probe import probe
+
+    config = runs.settled(search.config_of(1, search.settings(1, [])))
+    prepared = runs.prepare(config, emit)
+    found = probe(prepared.job(None, lambda: 0), prepared.evaluation_slots)
+    plain = result_of(search).result
+    kept = {key: plain[key] for key in ("sweep", "objective", "metric", "better", "over", "seed")}
+    return kept | {"trials": search.trials, "steps": prepared.plan["steps"], "seconds": found["seconds"]}
