@@ -120,9 +120,9 @@ def stopped(row: Graded) -> Terms:
 def repetition(row: Graded) -> Terms:
     """Share of the 4-grams of words that stood in the answer before: 1 - distinct / all; 0 for fewer than five words.
 
-    Words are runs without white space. An answer that says one word over and over comes close to 1.
+    Words are runs without white space. An answer that says one word over and over comes close to 1. An empty one is left out.
     """
-    if row.answer is None:
+    if row.answer is None or row.empty:
         return None
     words = row.answer.split()
     grams = [tuple(words[start : start + GRAM]) for start in range(len(words) - GRAM + 1)]

@@ -41,6 +41,8 @@ def choice(cost: Callable[[Likelihood], float]) -> Callable[[Graded], Terms]:
 
 
 def _won(costs: Sequence[float], right: int) -> float:
+    if any(map(math.isnan, costs)):
+        return math.nan
     least = min(costs)
     return 1 / costs.count(least) if costs[right] == least else 0.0
 
