@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,6 +19,7 @@ SIZE, OVERLAP = 500, 50  # tokens
 LEAST = 0.4  # of a chunk's tokens: a better place to cut is not looked for before
 # How good a place to cut is.
 INSIDE, WORD, SENTENCE, LINE, PARAGRAPH, HEADING = range(6)
+BEST_FIRST = (HEADING, PARAGRAPH, LINE, SENTENCE, WORD, INSIDE)
 # What a character is, as flags by its code.
 SPACE, NEWLINE, STOP, FULL_STOP, CLOSER = 1, 2, 4, 8, 16
 FLAGS = np.zeros(0x110000, np.uint8)
@@ -65,48 +67,46 @@ def chunks(document: Text, counter: Counter, size: int = SIZE, overlap: int = OV
     ends, tokens = counter.pieces(document.text)
     if not len(ends):
         return []
-    total = np.concatenate(([0], np.cumsum(tokens)))
-    places = np.concatenate(([0], ends))  # (N + 1,) where text may be cut
-    strength = strengths(document, places)
+    total = array("q", np.concatenate(([0], np.cumsum(tokens))).tobytes())
+    cuts = np.concatenate(([0], ends))  # (N + 1,) where text may be cut
+    places = array("q", cuts.tobytes())
+    strength = strengths(document, cuts)
+    best, begins = strength.tobytes(), np.minimum(strength, SENTENCE).tobytes()
     paths = heading_paths(document.headings)
     starts = [heading.place for heading in document.headings]
     found: list[Chunk] = []
     first = last = 0  # places: of the chunk, and of its overlap
     while first < len(ends):
-        stop = _stop(total, strength, last, first, size)
-        begin, end = int(places[first]), int(places[stop])
+        stop = _stop(total, best, last, first, size)
+        begin, end = places[first], places[stop]
         # The heading that a chunk begins with, or the one above it; white space may stand before a heading.
-        above = bisect_right(starts, begin + _blank(document.text, begin, end)) - 1
+        above = bisect_right(starts, begin + _blank(document.text, begin, end)) - 1 if starts else -1
         page = bisect_right(document.pages, begin) or None
         heading = paths[above] if above >= 0 else ""
-        counted = int(total[stop] - total[last])
-        found.append(Chunk(document.text[begin:end], counted, heading, page, begin, end, begin - int(places[last])))
-        last = _overlap(total, strength, first, stop, overlap)
+        counted = total[stop] - total[last]
+        found.append(Chunk(document.text[begin:end], counted, heading, page, begin, end, begin - places[last]))
+        last = stop if best[stop] == HEADING else _overlap(total, begins, first, stop, overlap)
         first = stop
         if first < len(ends) and total[first + 1] - total[last] > size:  # no room for the next word behind it
             last = first
     return found
 
 
-def _stop(total: Ints, strength: npt.NDArray[np.uint8], last: int, first: int, size: int) -> int:
+def _stop(total: Sequence[int], strength: bytes, last: int, first: int, size: int) -> int:
     """The place to cut after: the last of the best places that the size allows."""
-    limit = max(int(total.searchsorted(total[last] + size, "right")) - 1, first + 1)
+    limit = max(bisect_right(total, total[last] + size, first) - 1, first + 1)
     if limit >= len(total) - 1:
         return len(total) - 1
-    least = int(total.searchsorted(total[last] + round(LEAST * size)))
-    near = strength[max(least, first + 1) : limit + 1]
-    if not len(near):
-        return limit
-    return limit - int(near[::-1].argmax())
+    least = max(bisect_left(total, total[last] + round(LEAST * size), last), first + 1)
+    return next((at for kind in BEST_FIRST if (at := strength.rfind(kind, least, limit + 1)) >= 0), limit)
 
 
-def _overlap(total: Ints, strength: npt.NDArray[np.uint8], first: int, stop: int, overlap: int) -> int:
+def _overlap(total: Sequence[int], strength: bytes, first: int, stop: int, overlap: int) -> int:
     """The place where the next chunk's overlap begins: after a sentence, else a word, inside this chunk."""
-    if strength[stop] == HEADING or not overlap:
+    if not overlap:
         return stop
-    least = max(int(total.searchsorted(total[stop] - overlap)), first)
-    near = np.minimum(strength[least:stop], SENTENCE)
-    return least + int(near.argmax()) if len(near) else stop
+    least = bisect_left(total, total[stop] - overlap, first)
+    return next((at for kind in BEST_FIRST if (at := strength.find(kind, least, stop)) >= 0), stop)
 
 
 def strengths(document: Text, places: Ints) -> npt.NDArray[np.uint8]:

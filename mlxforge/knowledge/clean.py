@@ -24,6 +24,7 @@ LIGATURE = re.compile("[ﬀ-ﬆ]")
 CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ufff9-\ufffb\ufffe\uffff]"
 )
+ASCII_CONTROL = bytes([*range(9), *range(11, 32), 127])
 LINE_ENDS = {"\x0b": "\n", "\x0c": "\n", "\x85": "\n"}
 BROKEN_WORD = re.compile(r"(\w*[^\W\d_])[-‐\xad]\n([^\W\d_]\w*)")
 COMPOUND = re.compile(r"[^\W\d_]\w*(?:[-‐][^\W\d_]\w*)+")
@@ -56,10 +57,17 @@ def control(blocks: Blocks) -> int:
         if "\r" in block.text:
             count += block.text.count("\r")
             block.text = block.text.replace("\r\n", "\n").replace("\r", "\n")
-        if CONTROL.search(block.text):
+        if _controls(block.text):
             block.text, found = CONTROL.subn(lambda match: LINE_ENDS.get(match[0], ""), block.text)
             count += found
     return count
+
+
+def _controls(text: str) -> bool:
+    if text.isascii():  # three times as quick
+        raw = text.encode()
+        return len(raw.translate(None, ASCII_CONTROL)) < len(raw)
+    return CONTROL.search(text) is not None
 
 
 def ligatures(blocks: Blocks) -> int:
@@ -76,7 +84,7 @@ def nfc(blocks: Blocks) -> int:
     """Letters and their accents as one character where there is one; counts blocks."""
     count = 0
     for block in blocks:
-        if not unicodedata.is_normalized("NFC", block.text):
+        if not block.text.isascii() and not unicodedata.is_normalized("NFC", block.text):
             block.text = unicodedata.normalize("NFC", block.text)
             count += 1
     return count

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +10,17 @@ import numpy.typing as npt
 
 from mlxforge.core.errors import ModelError
 from mlxforge.data.pieces import anchor_ids, encode_pieces
+from mlxforge.knowledge.pieces import WAYS, Ints, ends_of
 from mlxforge.models.load import fast_tokenizer
 
-# Where a text may be cut for counting, the quick way first: the first whose counts add up is taken.
-PIECES = (
-    # A word with the space before and the newlines after it, or what is left of white space.
-    re.compile(r" ?\S+\n*|\s+?(?= ?\S)|\s+"),
-    # As GPT-2 cuts white space, which merges a line's end with the indent after it: all but its last character.
-    re.compile(r" ?\S+|\s+(?!\S)|\s"),
-    # As Llama 3 does, which merges a line's end with the sign before it, and a tab with the word after it.
-    re.compile(r"[^\S\r\n]?\S+(?:(?<![^\W_])\s*?(?=[^\S\r\n]?\S|\Z))?|\s+?(?=[^\S\r\n]?\S|\Z)"),
-)
 LONG = 48  # characters; a longer piece is no word: it is cut where its tokens end, and not kept
 LONG_ASCII = 96  # the same of what has no character beyond ASCII: names and rules, which are no sentences
 LONGEST = 1 << 15  # characters of it that are encoded at a time
 KEPT = 1 << 20  # words
-BITS = 8  # of a known word's length, below its tokens
-LENGTH = (1 << BITS) - 1
-Ints = npt.NDArray[np.int64]
+HALF = 8  # bytes; a piece of at most two halves is looked up with all others of its text at once
+SLOTS = 18  # bits of the number of a slot of the table for that
+# What is not of a piece in the first, or in the second half of its 16 bytes: the byte 255 is in no UTF-8.
+BEHIND = np.array([(1 << 64) - (1 << 8 * length) for length in range(HALF)] + [0], np.uint64)
 
 # What tokenizers differ in; a counter adds up on this or says that it does not.
 PROBE = (
@@ -40,6 +31,9 @@ PROBE = (
     "class A:\n  def b(self):\n    x = 1\n\n    if x:\n        return [\n            x,\n        ]\n\n\n"
     "<ul>\r\n  <li>a</li>\r\n</ul>\n"
 )
+
+
+Keys = npt.NDArray[np.uint64]
 
 
 class Counter:
@@ -54,8 +48,9 @@ class Counter:
         self.tokenizer = tokenizer
         self.anchor = anchor_ids(tokenizer)
         whole = len(tokenizer.encode(PROBE, add_special_tokens=False).ids)
-        for self.pattern in (*PIECES, PIECES[0]):
+        for self.way in (*WAYS, WAYS[0]):
             self.known: dict[str, int] = {}
+            self.table = Table()
             self.exact = self.count(PROBE) == whole
             if self.exact:
                 break
@@ -66,17 +61,27 @@ class Counter:
 
     def pieces(self, text: str) -> tuple[Ints, Ints]:
         """(ends, tokens) of the pieces of a text: where each ends, in characters, and its tokens. Text can be cut there."""
-        found = self.pattern.findall(text)
-        known = self.known
-        # A set less a dict, not its keys: those would all be walked.
-        self._learn(
-            [piece for piece in set(found).difference(known) if len(piece) <= (LONG_ASCII if piece.isascii() else LONG)]
-        )
-        seen = np.fromiter(map(known.get, found, repeat(-1)), np.int64, len(found))
-        if (seen >= 0).all():
-            return np.cumsum(seen & LENGTH), seen >> BITS
-        lengths = np.fromiter(map(len, found), np.int64, len(found))
-        return self._cut(found, np.cumsum(lengths), seen >> BITS)
+        raw = text.encode()
+        ends = ends_of(raw, self.way)
+        begins = np.concatenate(([0], ends[:-1])) if len(ends) else ends
+        keys = _keys(raw, begins, ends - begins)
+        tokens = self.table.find(keys)
+        if len(missing := np.flatnonzero(tokens < 0)):
+            found = [
+                raw[begin:end].decode() for begin, end in zip(begins[missing].tolist(), ends[missing].tolist(), strict=True)
+            ]
+            tokens[missing] = self._found(found)
+            self.table.keep(keys.take(missing, axis=1), tokens[missing])
+        if len(raw) > len(text):
+            ends = np.cumsum(np.frombuffer(raw, np.uint8) & 0xC0 != 0x80)[ends - 1]
+        long = np.flatnonzero(tokens < 0)
+        return self._cut(text, ends, tokens, long) if len(long) else (ends, tokens)
+
+    def _found(self, found: list[str]) -> list[int]:
+        """The tokens of each piece; -1 for long ones."""
+        new = set(found).difference(self.known)  # not its keys: those would all be walked
+        self._learn([piece for piece in new if len(piece) <= (LONG_ASCII if piece.isascii() else LONG)])
+        return [self.known.get(piece, -1) for piece in found]
 
     def _learn(self, words: list[str]) -> None:
         if not words:
@@ -85,18 +90,17 @@ class Counter:
             self.known.clear()
         ordered = sorted(words)
         encoded = encode_pieces(self.tokenizer, ordered, [False] * len(ordered), self.anchor)
-        self.known.update((word, len(ids) << BITS | len(word)) for word, ids in zip(ordered, encoded, strict=True))
+        self.known.update((word, len(ids)) for word, ids in zip(ordered, encoded, strict=True))
 
-    def _cut(self, found: list[str], ends: Ints, tokens: Ints) -> tuple[Ints, Ints]:
+    def _cut(self, text: str, ends: Ints, tokens: Ints, long: Ints) -> tuple[Ints, Ints]:
         """Puts the tokens of each long piece in its place."""
-        long = [int(at) for at in np.flatnonzero(tokens < 0)]
-        blocks = [[found[at][first : first + LONGEST] for first in range(0, len(found[at]), LONGEST)] for at in long]
+        spans = [(int(ends[at - 1]) if at else 0, int(ends[at])) for at in long]
+        blocks = [[text[first : min(first + LONGEST, end)] for first in range(start, end, LONGEST)] for start, end in spans]
         encoded = iter(self.tokenizer.encode_batch([block for one in blocks for block in one], add_special_tokens=False))
         parts: list[tuple[Ints, Ints]] = []
         done = 0
-        for at, one in zip(long, blocks, strict=True):
+        for at, (start, _), one in zip(long.tolist(), spans, blocks, strict=True):
             parts.append((ends[done:at], tokens[done:at]))
-            start = int(ends[at]) - len(found[at])
             for block in one:
                 places, counts = _token_ends(next(encoded).offsets, len(block))
                 parts.append((places + start, counts))
@@ -104,6 +108,40 @@ class Counter:
             done = at + 1
         parts.append((ends[done:], tokens[done:]))
         return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+
+def _keys(raw: bytes, begins: Ints, lengths: Ints) -> Keys:
+    """(2, pieces) the bytes of each piece as two numbers, its own ones where it has at most 16; zeros where it has more."""
+    padded = raw + b"\xff" * 2 * HALF
+    words = np.ndarray(len(raw) + HALF + 1, "<u8", padded, strides=(1,))  # that begin at each byte
+    keys = np.stack([words.take(begins + at) | BEHIND.take(lengths - at, mode="clip") for at in (0, HALF)])
+    keys[:, lengths > 2 * HALF] = 0
+    return keys
+
+
+class Table:
+    """The tokens of pieces by their keys, one piece a slot: the last that came."""
+
+    def __init__(self) -> None:
+        self.keys = np.zeros((2, 1 << SLOTS), np.uint64)
+        self.tokens = np.full(1 << SLOTS, -1)
+
+    def find(self, keys: Keys) -> Ints:
+        """(pieces,) the tokens of each, -1 where it is not kept."""
+        slots = _slots(keys)
+        same = (self.keys[0].take(slots) == keys[0]) & (self.keys[1].take(slots) == keys[1])
+        return np.where(same, self.tokens.take(slots), -1)
+
+    def keep(self, keys: Keys, tokens: Ints) -> None:
+        """Keeps what has a key."""
+        short = np.flatnonzero((tokens >= 0) & keys.any(axis=0))
+        slots, first = np.unique(_slots(keys)[short], return_index=True)
+        self.keys[:, slots], self.tokens[slots] = keys[:, short[first]], tokens[short[first]]
+
+
+def _slots(keys: Keys) -> Ints:
+    mixed = (keys[0] ^ (keys[1] * np.uint64(0xD6E8FEB86659FD93) >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
+    return (mixed >> np.uint64(64 - SLOTS)).astype(np.int64)
 
 
 def _token_ends(offsets: list[tuple[int, int]], length: int) -> tuple[Ints, Ints]:

@@ -49,11 +49,14 @@ WORD = re.compile(r"[^\W\d_]+")
 def language(text: str) -> str | None:
     """ISO 639-1 of what the beginning of ``text`` is written in."""
     sample = text[:SAMPLE]
-    letters = len(LETTER.findall(sample))
     if not sample.isascii():
+        letters = len(LETTER.findall(sample))
         for name, letter in SCRIPTS.items():
             if letters and len(re.findall(letter, sample)) >= SHARE.get(name, 0.3) * letters:
                 return name
-    counts = Counter(name for word in WORD.findall(sample.lower()) for name in LANGUAGES.get(word, ()))
+    seen = Counter(WORD.findall(sample.lower()))
+    counts = Counter[str]()
+    for word in seen.keys() & LANGUAGES.keys():
+        counts.update(dict.fromkeys(LANGUAGES[word], seen[word]))
     (first, most), (_, next_most) = [*counts.most_common(2), ("", 0), ("", 0)][:2]
     return first if most >= LEAST and most >= LEAD * next_most else None

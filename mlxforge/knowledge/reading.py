@@ -145,4 +145,4 @@ def _end(text: str, start: int) -> int:
 
 
 def _moved(chunk: Chunk, by: int) -> Chunk:
-    return Chunk(chunk.text, chunk.tokens, chunk.heading, chunk.page, chunk.start + by, chunk.end + by, chunk.overlap)
+    return chunk._replace(start=chunk.start + by, end=chunk.end + by)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlxforge.core.errors import DataError
 from mlxforge.data.kb import APPLICATION, VERSION, WAIT, open_readonly, store_errors, text_of, version_of
@@ -34,8 +34,7 @@ class Document:
     cleaned: str
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """A part of a document. ``start`` and ``end`` are its span in the cleaned text, in characters; ``tokens`` count the
     passage, which begins ``overlap`` characters earlier."""
 
@@ -118,7 +117,7 @@ class Store:
         self.connection.executemany(
             'INSERT INTO chunks (document, "index", text, tokens, heading, page, start, "end", overlap) '
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            ((number, index, c.text, c.tokens, c.heading, c.page, c.start, c.end, c.overlap) for index, c in new),
+            ((number, index, *chunk) for index, chunk in new),
         )
         return number, last
 

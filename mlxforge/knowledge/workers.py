@@ -6,14 +6,18 @@ import multiprocessing
 import os
 import signal
 import threading
+from array import array
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from dataclasses import replace
+from typing import NamedTuple
 
 from mlxforge.knowledge.readers import READERS
 from mlxforge.knowledge.reading import Outcome, Recipe, Task, counter, take
+from mlxforge.knowledge.store import Chunk
 
 BATCH_BYTES, BATCH_FILES = 1 << 20, 64
 AHEAD = 2  # batches a worker that wait to be written
@@ -41,7 +45,7 @@ def outcomes(tasks: Sequence[Task], given: Recipe) -> Iterator[Outcome]:
 def _parallel(batches: deque[Batch], given: Recipe) -> Generator[Outcome, None, list[Task]]:
     """Takes batches off as their outcomes come; returns the files that waited when a worker crashed, none where all is well."""
     workers = min(cores(), len(batches))
-    pool, waiting = _pool(workers, given), deque[tuple[Batch, Future[list[Outcome]]]]()
+    pool, waiting = _pool(workers, given), deque[tuple[Batch, Future[list[Packed]]]]()
     try:
         while batches or waiting:
             while batches and len(waiting) < AHEAD * workers:
@@ -49,7 +53,7 @@ def _parallel(batches: deque[Batch], given: Recipe) -> Generator[Outcome, None, 
                 batches.popleft()
             found = waiting[0][1].result()
             waiting.popleft()
-            yield from found
+            yield from map(_unpacked, found)
     except BrokenProcessPool:
         return [task for batch, _ in waiting for task in batch]
     finally:
@@ -73,9 +77,40 @@ def _one_by_one(tasks: Iterable[Task], given: Recipe) -> Iterator[Outcome]:
         _stop(pool)
 
 
-def take_all(tasks: Batch, given: Recipe) -> list[Outcome]:
+class Packed(NamedTuple):
+    """An outcome on its way between processes, its chunks apart: a text and columns of numbers are passed ten times as fast as
+    the chunks themselves."""
+
+    outcome: Outcome
+    text: str = ""
+    headings: tuple[str, ...] = ()
+    tokens: Sequence[int] = ()
+    pages: Sequence[int] = ()  # 0 where there are none
+    ends: Sequence[int] = ()
+    overlaps: Sequence[int] = ()
+
+
+def take_all(tasks: Batch, given: Recipe) -> list[Packed]:
     """A batch, in a worker."""
-    return [take(task, given) for task in tasks]
+    return [packed(take(task, given)) for task in tasks]
+
+
+def packed(outcome: Outcome) -> Packed:
+    """For passing on; the chunks of a file are all of its text, in order."""
+    if not outcome.chunks:
+        return Packed(outcome)
+    texts, tokens, headings, pages, _, ends, overlaps = zip(*outcome.chunks, strict=True)
+    numbers = (array("q", column) for column in (tokens, (page or 0 for page in pages), ends, overlaps))
+    return Packed(replace(outcome, chunks=[]), "".join(texts), headings, *numbers)
+
+
+def _unpacked(given: Packed) -> Outcome:
+    start = 0
+    for heading, tokens, page, end, overlap in zip(*given[2:], strict=True):
+        text = given.text[start:end]
+        given.outcome.chunks.append(Chunk(text, tokens, heading, page or None, start, end, overlap))
+        start = end
+    return given.outcome
 
 
 def cores() -> int:

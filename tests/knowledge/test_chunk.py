@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxforge.core.errors import ConfigError
 from mlxforge.knowledge.chunk import Heading, Text, chunks
-from mlxforge.knowledge.count import PIECES, PROBE, Counter, counter_of
+from mlxforge.knowledge.count import PROBE, Counter, counter_of
+from mlxforge.knowledge.pieces import WAYS as CUTS
+from mlxforge.knowledge.pieces import ends_of
 from mlxforge.models.hub import resolve_model
 
 COUNTER = counter_of(resolve_model("tiny"))
@@ -105,7 +108,40 @@ def byte_level(way: str):
 
 @given(WRITTEN)
 def test_every_way_to_cut_takes_all_of_a_text(text):
-    assert ["".join(pattern.findall(text)) for pattern in PIECES] == [text] * len(PIECES)
+    assert ["".join(cut.pattern.findall(text)) for cut in CUTS] == [text] * len(CUTS)
+
+
+def found(text: str, cut) -> list[int]:
+    """What the pattern finds, in bytes."""
+    return [len(text[: match.end()].encode()) for match in cut.pattern.finditer(text)]
+
+
+WHITE = st.text(st.sampled_from("ab1_.! \n\té日\u0440\xa0\x85\u2003\u3000\r"), max_size=40)
+
+
+@settings(max_examples=400)
+@given(WHITE | WRITTEN)
+def test_pieces_are_those_that_the_pattern_finds(text):
+    for cut in CUTS:
+        assert ends_of(text.encode(), cut).tolist() == found(text, cut)
+
+
+def test_pieces_of_every_short_text_are_those_that_the_pattern_finds():
+    for letters in product("a. \n\té", repeat=5):
+        text = "".join(letters)
+        for cut in CUTS:
+            assert ends_of(text.encode(), cut).tolist() == found(text, cut), repr(text)
+
+
+def test_a_table_of_few_slots_gives_the_same_tokens(monkeypatch):
+    text = Path(__file__).read_text(encoding="utf-8") + PROBE
+    monkeypatch.setattr("mlxforge.knowledge.count.SLOTS", 3)
+    small = Counter(COUNTER.tokenizer)
+    first, second, usual = (one.pieces(text) for one in (small, small, COUNTER))
+    assert len(small.table.tokens) == 8
+    assert all((one == other).all() for one, other in zip((*first, *second), (*usual, *usual), strict=True))
+    whole = [COUNTER.tokenizer.encode(piece).ids for piece in CUTS[0].pattern.findall(text)]
+    assert usual[1].sum() == sum(map(len, whole))
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -238,15 +238,17 @@ def test_killed_at_any_moment_it_goes_on_and_ends_as_if_never_killed(tmp_path):
 def test_ctrl_c_ends_it_and_its_workers(tmp_path):
     folder, kb = tmp_path / "notes", tmp_path / "kb.sqlite"
     folder.mkdir()
-    fill(folder, 1500)
+    fill(folder, 2000)
     process = subprocess.Popen([sys.executable, "-c", CODE, "ingest", str(folder), "--into", str(kb)], stderr=subprocess.PIPE)
-    time.sleep(2.5)
+    while not kb.exists():
+        time.sleep(0.05)
+    time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, b"Traceback" in errors) == (130, False)
     if kb.exists():
         whole(kb)
-    assert sum(ingest([str(folder)], kb)["documents"].values()) == 1500
+    assert sum(ingest([str(folder)], kb)["documents"].values()) == 2000
 
 
 def given_recipe(**options):
@@ -266,7 +268,7 @@ def test_workers_give_what_one_process_gives_and_one_that_dies_costs_its_file_al
     script = tmp_path / "crash.py"
     script.write_text(
         "import os\nfrom mlxforge.knowledge import reading, workers\n"
-        "def take_all(tasks, given):\n    return [take(task, given) for task in tasks]\n"
+        "def take_all(tasks, given):\n    return [workers.packed(take(task, given)) for task in tasks]\n"
         "def take(task, given):\n    if '003' in task.name: os._exit(9)\n    return reading.take(task, given)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
