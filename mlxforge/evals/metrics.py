@@ -300,8 +300,12 @@ def value(one: Column, seed: int = 0) -> Value:
     return Value(value=figure, low=low, high=high, n=n, better=metric.better, unit=metric.unit)
 
 
+# Group -> what no row had, where the set gives what is needed.
+LACKING = {"calibration": "an answer that states such a confidence", "latency": "a timed answer of enough tokens"}
+
+
 def _lacking(metric: Metric) -> str:
-    return "an answer of this kind" if metric.group == "calibration" else NEEDS[metric.needs]
+    return LACKING.get(metric.group, NEEDS[metric.needs])
 
 
 def compare(one: Column, other: Column, set_name: str, model: str, against: str, seed: int = 0) -> Test | None:

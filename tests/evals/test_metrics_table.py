@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -121,6 +123,15 @@ def test_without_the_extra_a_metric_that_was_named_is_an_error_and_others_are_le
     assert found.notes == [
         "left out without rouge-score, sacrebleu: rouge1, rouge2, rougeL, bleu (pip install 'mlxforge[eval]')"
     ]
+
+
+def test_the_page_on_metrics_has_them_all_with_the_way_that_is_good():
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    rows = [line.split("|")[1:] for line in page.splitlines() if line.startswith("| ")]
+    told = {name: row[2].strip() for row in rows for name in re.findall(r"`(\w+)`", row[1])}
+    assert told == {metric.name: metric.better for metric in METRICS.values()}
+    groups = [group for row in rows for group in re.findall(r"`(\w+)`", row[0])]
+    assert groups == list(GROUPS)
 
 
 def test_memory_is_not_a_metric_of_rows():
