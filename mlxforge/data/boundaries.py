@@ -23,16 +23,17 @@ def token_marks(tokenizer: Any, size: int) -> Marks:
     before = tokenizer.encode("a", add_special_tokens=False).ids[-1:]
     prefix = tokenizer.decode(before, skip_special_tokens=False)
     texts = tokenizer.decode_batch([[*before, token] for token in range(size)], skip_special_tokens=False)
-    return np.fromiter((_mark(text.removeprefix(prefix)) for text in texts), np.uint8, size)
+    return np.fromiter((mark(text.removeprefix(prefix)) for text in texts), np.uint8, size)
 
 
-def _mark(text: str) -> int:
+def mark(text: str) -> int:
+    """The flags of a token with this text."""
     body = text.rstrip()
     newlines = text.count("\n", len(body))
-    mark = SPACED if text[:1].isspace() else 0
-    mark |= (NEWLINE if newlines else 0) | (PARAGRAPH if newlines > 1 else 0) | (BLANK if text and not body else 0)
+    found = SPACED if text[:1].isspace() else 0
+    found |= (NEWLINE if newlines else 0) | (PARAGRAPH if newlines > 1 else 0) | (BLANK if text and not body else 0)
     end = body.rstrip(CLOSERS)
-    return mark | (STOP if end.endswith(STOPS) else 0) | (FULL_STOP if end.endswith(FULL_STOPS) else 0)
+    return found | (STOP if end.endswith(STOPS) else 0) | (FULL_STOP if end.endswith(FULL_STOPS) else 0)
 
 
 def strengths(tokens: npt.NDArray[Any], marks: Marks) -> npt.NDArray[np.uint8]:

@@ -63,6 +63,8 @@ class LlamaCpp:
         file: any name will do, ``*.unverified`` too.
         context: tokens that a prompt and its continuation may take.
         threads: None for all cores but one, or for one thread where the file is small.
+        plain: as llama.cpp runs by itself, on a GPU where it has one and with caches in half precision; else as checks need it,
+            on the CPU with all of attention in float32.
 
     Raises:
         MissingExtraError: no xllamacpp.
@@ -70,13 +72,22 @@ class LlamaCpp:
         MlxforgeError: xllamacpp is installed and does not start.
     """
 
-    def __init__(self, file: Path, *, context: int = CONTEXT, threads: int | None = None, timeout: float = ANSWER) -> None:
+    def __init__(
+        self,
+        file: Path,
+        *,
+        context: int = CONTEXT,
+        threads: int | None = None,
+        timeout: float = ANSWER,
+        plain: bool = False,
+    ) -> None:
         if not available():
             raise MissingExtraError("xllamacpp", "gguf", "verification")
         self.file, self.timeout = file, timeout
         # llama.cpp's threads wait for each other by spinning: where one has no core of its own, all take several times as long.
         threads = threads or (1 if file.stat().st_size < SMALL else max(1, (os.cpu_count() or 2) - 1))
         self._settings = {"file": str(file.resolve()), "context": context, "threads": threads, "key": secrets.token_hex(16)}
+        self._settings["plain"] = plain
 
     def __enter__(self) -> LlamaCpp:
         self._log = tempfile.TemporaryFile()
@@ -231,9 +242,10 @@ def serve() -> None:
     params.api_keys = [settings["key"]]
     params.n_ctx = params.n_batch = params.n_ubatch = settings["context"]
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings["threads"]
-    params.n_gpu_layers, params.no_op_offload, params.no_kv_offload = 0, True, True
-    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    if not settings["plain"]:
+        params.n_gpu_layers, params.no_op_offload, params.no_kv_offload = 0, True, True
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.n_parallel, params.cache_ram_mib, params.n_ctx_checkpoints = 1, 0, 0
     # fit_params tries memory layouts for a third of a second; a sliding window's cache could not be rewound.
     params.fit_params, params.warmup, params.ui, params.swa_full = False, False, False, True

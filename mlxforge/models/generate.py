@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -29,6 +30,79 @@ def answer_greedily(model: nn.Module, prompts: Sequence[Sequence[int]], length: 
     return answers
 
 
+class Made(NamedTuple):
+    """The greedy answer to the prompt at ``index``, without the token that ended it; ``ended`` false: cut off."""
+
+    index: int
+    tokens: list[int]
+    ended: bool
+
+
+def batches(model: nn.Module) -> bool:
+    """Whether mlx-lm's batch generator takes the caches of this model."""
+    from mlx_lm.models.cache import make_prompt_cache
+
+    return all(hasattr(layer, "merge") for layer in make_prompt_cache(model))
+
+
+def greedy_batches(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    lengths: Sequence[int],
+    stop: Collection[int],
+    *,
+    together: int = TOGETHER,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[Made]:
+    """The answers of :func:`answer_greedily` in the order of their ends, by mlx-lm's batch generator.
+
+    A place is filled again as soon as its answer ends. Prompts of like length are read together, since the shorter ones are
+    padded. The model must be one that :func:`batches`.
+
+    Args:
+        lengths: tokens of each answer at most.
+        together: prompts answered at a time.
+        stopped: asked after every token; true ends the work.
+    """
+    from mlx_lm.generate import BatchGenerator
+
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    generator = BatchGenerator(
+        model, stop_tokens=[[token] for token in stop], completion_batch_size=together, prefill_batch_size=together
+    )
+    try:
+        numbers = generator.insert([list(prompts[i]) for i in order], max_tokens=[lengths[i] for i in order])
+        index_of = dict(zip(numbers, order, strict=True))
+        made: dict[int, list[int]] = {number: [] for number in numbers}
+        while not stopped() and (steps := generator.next_generated()):
+            for step in steps:
+                if step.finish_reason != "stop":
+                    made[step.uid].append(step.token)
+                if step.finish_reason:
+                    yield Made(index_of[step.uid], made.pop(step.uid), step.finish_reason == "stop")
+    finally:
+        generator.close()
+
+
+def greedy_groups(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    lengths: Sequence[int],
+    stop: Collection[int],
+    *,
+    together: int = TOGETHER,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[Made]:
+    """As :func:`greedy_batches`, for any model: prompts of the same length are answered together."""
+    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), lengths[index]))
+    for _, group in groupby(order, key=lambda index: (len(prompts[index]), lengths[index])):
+        waiting = iter(group)
+        while (chosen := list(islice(waiting, together))) and not stopped():
+            length = lengths[chosen[0]]
+            for index, tokens in zip(chosen, _together(model, [prompts[i] for i in chosen], length, stop), strict=True):
+                yield Made(index, tokens, len(tokens) < length)
+
+
 def _together(model: nn.Module, prompts: Sequence[Sequence[int]], length: int, stop: Collection[int]) -> list[list[int]]:
     from mlx_lm.models.cache import make_prompt_cache
 
@@ -49,7 +123,7 @@ def _together(model: nn.Module, prompts: Sequence[Sequence[int]], length: int, s
 
 
 class Drawn(NamedTuple):
-    """A sampled answer; ``ended`` is false where it was cut off."""
+    """A sampled answer; ``ended`` false: cut off."""
 
     tokens: list[int]
     ended: bool

@@ -1,0 +1,58 @@
+"""What models gave for rows, kept as it comes: a job that was stopped or killed goes on, and a model is not asked twice."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import IO, Any
+
+from mlxforge.core.files import cache_dir, disk_errors
+
+VERSION = 1  # raise it when what a model gives for a row changes
+PEAK = "peak"  # the key of the most memory that was held
+
+
+class Kept:
+    """A file of lines ``[key, value]``, to which every new one is added at once. A last line that broke off is left out."""
+
+    def __init__(self, name: str, fresh: bool = False) -> None:
+        self.path = cache_dir() / "eval" / f"{name}.jsonl"
+        self.found: dict[str, Any] = {}
+        self._file: IO[bytes] | None = None
+        if fresh:
+            with disk_errors(self.path):
+                self.path.unlink(missing_ok=True)
+        self._read()
+
+    def _read(self) -> None:
+        try:
+            lines = self.path.read_bytes().splitlines()
+        except OSError:
+            return
+        for line in lines:
+            try:
+                key, value = json.loads(line)
+            except ValueError:  # two processes, or one that was killed
+                continue
+            self.found[key] = value
+
+    def get(self, key: str) -> Any:
+        """What is kept; None where nothing is."""
+        return self.found.get(key)
+
+    def add(self, key: str, value: Any) -> None:
+        """Keeps one value, also where the process is killed next."""
+        self.found[key] = value
+        with disk_errors(self.path):
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - held until the end
+            # One write for a line, so that the lines of two processes do not mix; a line that broke off gets its end.
+            begin = b"\n" if self._file.tell() == 0 and os.fstat(self._file.fileno()).st_size else b""
+            self._file.write(begin + json.dumps([key, value]).encode() + b"\n")
+
+    def close(self) -> None:
+        """Gives the file back."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
