@@ -12,6 +12,7 @@ from mlxforge.cli.lazy import Commands
 from mlxforge.core.errors import MlxforgeError
 
 COMMANDS = {
+    "pipeline": ("mlxforge.cli.pipeline", "The whole road of a project: documents to a verified file, stage by stage."),
     "cpt": ("mlxforge.cli.cpt", "Continue pre-training on raw text: the model learns your documents."),
     "sft": ("mlxforge.cli.sft", "Fine-tune on conversations: the model learns to answer."),
     "dpo": ("mlxforge.cli.preference", "Prefer: learn from pairs which answer is the better one."),

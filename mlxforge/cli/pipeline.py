@@ -1,0 +1,151 @@
+"""``mlxforge pipeline``."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlxforge.cli.shaping import show_json, show_next
+
+if TYPE_CHECKING:
+    from mlxforge.core.events import Control, Emit
+    from mlxforge.evals.road import Forecast, PlanRow, Summary
+    from mlxforge.runs.pipeline import Pipeline
+    from mlxforge.runs.pipeline_order import Step
+
+
+@click.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path), metavar="[FORGE.yaml]")
+@click.option("--from", "start", metavar="STAGE", help="Do this stage and those after it again, the ones before stay.")
+@click.option("--only", metavar="STAGE", help="Do this stage alone, again.")
+@click.option("--dry-run", is_flag=True, help="Show the plan with its forecasts; write nothing.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask; needed where there is no terminal.")
+@click.option("--plain", is_flag=True, help="Lines instead of the dashboard.")
+@click.option("--json", "as_json", is_flag=True, help="One result object on stdout, logs on stderr.")
+def pipeline(
+    file: Path | None, start: str | None, only: str | None, dry_run: bool, yes: bool, plain: bool, as_json: bool
+) -> int:
+    """From documents to a verified file: all stages of a project, as its forge.yaml says.
+
+    \b
+    mlxforge init handbook --example handbook
+    mlxforge pipeline handbook --dry-run
+    mlxforge pipeline handbook --yes
+    mlxforge pipeline --only sft:formal
+
+    FORGE.yaml is a project file or its folder. The stages: ingest, cpt, synth, sft, pairs, dpo (or orpo, simpo, cpo, kto),
+    eval, fuse, export, verify; the file has those that you want. All that they need is checked before the first one runs. What
+    did not change is skipped. It can be stopped or killed at any time: the same command goes on, in the middle of a stage too.
+
+    Exit code 1 where the report does not reach what the section 'gate' requires.
+    """
+    from mlxforge.runs.pipeline import open_pipeline
+    from mlxforge.ui.pipeline import console, show_plan
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    found = open_pipeline(file, start, only)
+    out = console(sys.stderr if as_json else sys.stdout)
+    asks = not yes and sys.stdin.isatty() and sys.stdout.isatty() and not as_json
+    forecasts = _forecasts(found) if dry_run or asks else {}
+    rows = _rows(found, forecasts)
+    if dry_run and as_json:
+        import msgspec
+
+        show_json({"project": found.project.name, "stages": msgspec.to_builtins(rows)})
+        return 0
+    show_plan(rows, out)
+    if dry_run or not _wanted(found, yes, asks):
+        return 0
+    summary = _run(found, "json" if as_json else "plain" if plain else "auto", out)
+    return _tell(found, summary, as_json, out)
+
+
+def _wanted(found: Pipeline, yes: bool, asks: bool) -> bool:
+    """Whether the work shall begin: asked on a terminal, else said by --yes.
+
+    Raises:
+        ConfigError: neither.
+    """
+    from mlxforge.core.errors import ConfigError
+
+    if yes or not found.work:
+        return True
+    if asks:
+        return click.confirm("Go on?", default=True)
+    line = " ".join(["mlxforge", *sys.argv[1:], "--yes"])
+    raise ConfigError(f"{len(found.work)} stages are to be done, and nobody is there to ask", fix=f"to do them: {line}")
+
+
+def _forecasts(found: Pipeline) -> dict[str, Forecast]:
+    from mlxforge.runs.pipeline_forecast import check_disk, forecasts
+    from mlxforge.ui.bars import bars
+
+    with bars() as emit:
+        made = forecasts(found, emit)
+    check_disk(found, made)
+    return made
+
+
+def _rows(found: Pipeline, forecasts: dict[str, Forecast]) -> list[PlanRow]:
+    from mlxforge.evals.road import PlanRow
+
+    return [
+        PlanRow(stage=one.step.label, action=one.action, why=one.why, forecast=forecasts.get(one.step.label))
+        for one in found.planned
+    ]
+
+
+def _run(found: Pipeline, mode: Any, out: Any) -> Summary:
+    from mlxforge.core.events import Control
+    from mlxforge.runs.pipeline import run
+    from mlxforge.runs.pipeline_report import summarise
+    from mlxforge.runs.project import TRAINING
+    from mlxforge.ui.bars import bars
+    from mlxforge.ui.listen import listeners
+    from mlxforge.ui.pipeline import status_line
+
+    @contextmanager
+    def shown(step: Step, states: dict[str, str]) -> Iterator[tuple[Emit, Control]]:
+        out.print(status_line(states), soft_wrap=True)
+        control = Control()
+        with listeners(mode, control) if step.stage in TRAINING or mode != "auto" else bars() as emit:
+            yield emit, control
+
+    if found.work:
+        run(found, shown)
+    return summarise(found)
+
+
+def _tell(found: Pipeline, summary: Summary, as_json: bool, out: Any) -> int:
+    """What it came to; the exit code."""
+    from mlxforge.ui.pipeline import show_summary
+
+    if as_json:
+        import msgspec
+
+        show_json(msgspec.to_builtins(summary))
+    else:
+        show_summary(summary, out)
+        show_next(_next(found, summary))
+        if summary.report and found.work and sys.stdout.isatty():
+            click.launch(summary.report)
+    return 1 if summary.ships is False else 0
+
+
+def _next(found: Pipeline, summary: Summary) -> list[str]:
+    """What to run now."""
+    last = next((step for step in reversed(found.road.steps) if step.stage in ("fuse", "export")), None)
+    commands = []
+    if last is not None and last.stage == "fuse":
+        commands.append(f"mlxforge chat --model {found.road.table['fuse'].makes(found.road, last)[0]}")
+    elif last is not None:
+        commands.append(f"llama-cli -m {found.road.table['export'].makes(found.road, last)[0]}")
+    if summary.ships is False and summary.report:
+        commands.append(f"open {summary.report}")
+    return commands

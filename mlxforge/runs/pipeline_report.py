@@ -1,0 +1,146 @@
+"""What a pipeline came to: of each stage what it gained and what it cost, and whether the result should ship."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mlxforge.core.errors import MlxforgeError
+from mlxforge.core.files import write_atomic
+from mlxforge.evals.report import PAGE, REPORT
+from mlxforge.evals.road import Gain, Outcome, Summary
+from mlxforge.runs.pipeline import Pipeline
+from mlxforge.runs.pipeline_eval import report_folder
+from mlxforge.runs.pipeline_order import Road, Step
+from mlxforge.runs.pipeline_state import DONE, Record
+from mlxforge.runs.project import TRAINING
+
+SUMMARY = "pipeline.json"
+
+
+def summarise(pipeline: Pipeline) -> Summary:
+    """The outcome of all steps, from what they left; holds the report of eval to the project's gate.
+
+    It is also written as ``pipeline.json`` beside that report.
+
+    Raises:
+        ConfigError: a requirement that names what the report has not.
+    """
+    road = pipeline.road
+    worked = {one.step for one in pipeline.work}
+    stages = [outcome(road, step, step in worked) for step in road.steps]
+    report = report_folder(road)
+    shown = report / PAGE if (report / REPORT).is_file() else None
+    gate = hold(road) if shown else None
+    summary = Summary(
+        project=road.project.name,
+        stages=stages,
+        seconds=round(sum(one.seconds for one in stages), 1),
+        tokens=sum(one.tokens for one in stages),
+        peak_memory=max((one.peak_memory for one in stages), default=0),
+        disk=sum(one.disk for one in stages),
+        cost=round(sum(one.cost for one in stages), 4),
+        report=str(shown) if shown else None,
+        ships=gate["passed"] if gate else None,
+        gate=gate,
+    )
+    if shown:
+        plain = msgspec.json.decode(msgspec.json.encode(summary))
+        write_atomic(report / SUMMARY, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+    return summary
+
+
+def hold(road: Road) -> dict[str, Any] | None:
+    """The verdict of the project's gate on its report; None where it has none."""
+    from mlxforge.runs.gate import gate
+
+    wanted = road.project.gate
+    if wanted is None or not (wanted.require or wanted.no_regression):
+        return None
+    try:
+        return gate(
+            report_folder(road),
+            wanted.require,
+            wanted.no_regression,
+            against=wanted.against,
+            strict=wanted.strict,
+            runs_dir=road.project.runs_dir,
+        )
+    except MlxforgeError as error:
+        error.where = road.project.line("gate.require", "gate.no_regression", "gate")
+        raise
+
+
+def outcome(road: Road, step: Step, done: bool) -> Outcome:
+    """What one step came to."""
+    record = road.ledger.read(step.name)
+    if record is None or record.status != DONE:
+        return Outcome(stage=step.label, status=record.status if record else "not done", done=False)
+    result = record.result
+    tokens = result.get("tokens") if step.stage in TRAINING or step.stage == "ingest" else _asked(result)
+    return Outcome(
+        stage=step.label,
+        status=DONE,
+        done=done,
+        seconds=record.seconds,
+        tokens=int(tokens or 0),
+        peak_memory=int(result.get("peak_memory_bytes") or record.peak_memory),
+        disk=_size(road, record),
+        cost=float(result.get("cost") or 0.0),
+        made=MADE[step.stage](result) if step.stage in MADE else "",
+        gains=list(gains(result)) if step.stage in TRAINING else [],
+    )
+
+
+def gains(result: Mapping[str, Any]) -> Iterator[Gain]:
+    """Before and after of a training run: its held-out text, its task, general text."""
+    for name, (before, after) in {
+        "valid": (result.get("before"), result.get("valid")),
+        "retention": _pair(result.get("retention")),
+    }.items():
+        if name == "retention":
+            for task, score in (result.get("task") or {}).items():
+                yield Gain(name=task, before=score["before"], after=score["after"], share=True)
+        if before and after and after.get("bpb") is not None:
+            yield Gain(name=f"{name} bpb", before=before.get("bpb"), after=after.get("bpb"), better="lower")
+
+
+def _pair(found: Any) -> tuple[Any, Any]:
+    return (found.get("before"), found.get("after")) if isinstance(found, dict) else (None, None)
+
+
+def _asked(result: Mapping[str, Any]) -> int:
+    return int(result.get("prompt_tokens") or 0) + int(result.get("completion_tokens") or 0)
+
+
+def _size(road: Road, record: Record) -> int:
+    """Bytes of what a step left; of a run all of its folder."""
+    paths = [road.project.runs_dir / record.run] if record.run else [road.project.root / name for name in record.outputs]
+    return sum(size(path) for path in paths)
+
+
+def size(path: Path) -> int:
+    """Bytes of a file or of all below a folder."""
+    if path.is_dir() and not path.is_symlink():
+        return sum(size(one) for one in path.iterdir())
+    return path.lstat().st_size if path.exists() else 0
+
+
+def _rows(result: Mapping[str, Any]) -> str:
+    rows = result.get("rows") or {}
+    return f"{sum(rows.values()):,} rows" if isinstance(rows, dict) else f"{rows:,} rows"
+
+
+MADE: dict[str, Any] = {
+    "ingest": lambda result: f"{result['total']['documents']:,} documents, {result['total']['tokens']:,} tokens",
+    "synth": _rows,
+    "pairs": lambda result: f"{result['pairs']:,} pairs",
+    "eval": lambda result: f"{len(result['models'])} models compared",
+    "fuse": lambda result: f"{result['bytes'] / 1e6:,.1f} MB",
+    "export": lambda result: ", ".join(f"{Path(file['file']).name} {file['bytes'] / 1e6:,.1f} MB" for file in result["files"]),
+    "verify": lambda result: f"{sum(file['checks'] for file in result['files'])} checks passed",
+}

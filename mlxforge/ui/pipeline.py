@@ -1,0 +1,143 @@
+"""A pipeline on the terminal: the plan, one line of all stages, and at the end what each gained and cost."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mlxforge.evals.road import Forecast, Gain, Outcome, PlanRow, Summary
+from mlxforge.ui import units
+
+SIGNS = {
+    "done": ("✓", "#41c98e"),
+    "skipped": ("✓", "bright_black"),
+    "runs": ("▸", "bold #4aa8ff"),
+    "waits": ("·", "bright_black"),
+    "interrupted": ("■", "bold yellow"),
+    "failed": ("✗", "bold red"),
+}
+ACTIONS = {"run": "bold", "resume": "bold yellow", "skip": "bright_black", "leave": "bright_black"}
+WORDS = {"run": "run", "resume": "go on", "skip": "skip", "leave": "leave as it is"}
+
+
+def console(stream: Any = None) -> Console:
+    """Where it is written; a pipe has no width."""
+    out = stream or sys.stdout
+    return Console(file=out, highlight=False, width=None if out.isatty() else 160)
+
+
+def status_line(states: Mapping[str, str]) -> Text:
+    """``✓ ingest  ✓ cpt  ▸ sft  · dpo``."""
+    line = Text()
+    for place, (label, state) in enumerate(states.items()):
+        sign, style = SIGNS.get(state, SIGNS["waits"])
+        line.append(("  " if place else "") + f"{sign} {label}", style)
+    return line
+
+
+def show_plan(planned: Sequence[PlanRow], out: Console) -> None:
+    """What happens to each stage and why; what it is expected to take where that was asked for."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("stage", "", "why"):
+        table.add_column(title, no_wrap=title == "stage")
+    found = [one.forecast for one in planned if one.forecast]
+    for title in ("tokens", "steps", "time", "memory", "disk", "cost") if found else ():
+        table.add_column(title, justify="right", no_wrap=True)
+    for one in planned:
+        style = ACTIONS[one.action]
+        why = "; ".join(filter(None, (one.why, one.forecast.why if one.forecast else "")))
+        cells = _forecast(one.forecast) if found else ()
+        table.add_row(Text(one.stage, style), Text(WORDS[one.action], style), Text(why, style), *cells)
+    if found:
+        table.add_section()
+        table.add_row("all", "", "forecasts; the time is of training alone", *_total(found))
+    out.print(table)
+
+
+def _forecast(one: Forecast | None) -> tuple[str, ...]:
+    if one is None:
+        return ("",) * 6
+    return (
+        units.count(one.tokens) if one.tokens is not None else "",
+        f"{one.steps:,}" if one.steps is not None else "",
+        units.clock(one.seconds) if one.seconds is not None else "",
+        units.size(one.memory) if one.memory is not None else "",
+        units.size(one.disk) if one.disk is not None else "",
+        f"${one.cost:.2f}" if one.cost is not None else "",
+    )
+
+
+def _total(all_of: Sequence[Forecast]) -> tuple[str, ...]:
+    seconds = sum(one.seconds or 0 for one in all_of)
+    cost = sum(one.cost or 0 for one in all_of)
+    return (
+        units.count(sum(one.tokens or 0 for one in all_of)),
+        "",
+        units.clock(seconds) if seconds else "",
+        units.size(max((one.memory or 0 for one in all_of), default=0)),
+        units.size(sum(one.disk or 0 for one in all_of)),
+        f"${cost:.2f}" if cost else "",
+    )
+
+
+def show_summary(summary: Summary, out: Console) -> None:
+    """What each stage gained and what it cost, then the verdict and where the report lies."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("stage", no_wrap=True)
+    for title in ("time", "tokens", "peak", "disk"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("gained")
+    for one in summary.stages:
+        table.add_row(*_outcome(one))
+    table.add_section()
+    cost = f"${summary.cost:.4f}" if summary.cost else ""
+    peak = units.size(summary.peak_memory)
+    table.add_row("all", units.clock(summary.seconds), units.count(summary.tokens), peak, units.size(summary.disk), cost)
+    out.print(table)
+    if summary.gate:
+        _show_gate(summary.gate, out)
+    if summary.report:
+        out.print(Text("report ", "bright_black") + Text(summary.report, "bold"), soft_wrap=True)
+
+
+def _outcome(one: Outcome) -> tuple[Text | str, ...]:
+    sign, style = SIGNS["done" if one.done else "skipped"] if one.status == "done" else SIGNS["waits"]
+    if one.status != "done":
+        return (Text(f"{sign} {one.stage}", style), "", "", "", "", Text(one.status, "bright_black"))
+    gained = Text(one.made)
+    for gain in one.gains:
+        gained.append("\n" if gained else "").append(f"{gain.name.replace('_', ' ')} ").append(_change(gain), _better(gain))
+    return (
+        Text(f"{sign} {one.stage}", style),
+        units.clock(one.seconds),
+        units.count(one.tokens) if one.tokens else "",
+        units.size(one.peak_memory) if one.peak_memory else "",
+        units.size(one.disk),
+        gained,
+    )
+
+
+def _change(gain: Gain) -> str:
+    write = (lambda value: f"{value:.1%}") if gain.share else units.number
+    known = [write(value) for value in (gain.before, gain.after) if value is not None]
+    return " → ".join(known) or units.NONE
+
+
+def _better(gain: Gain) -> str:
+    if gain.before is None or gain.after is None or gain.before == gain.after:
+        return ""
+    return "#41c98e" if (gain.after > gain.before) == (gain.better == "higher") else "yellow"
+
+
+def _show_gate(gate: Mapping[str, Any], out: Console) -> None:
+    for one in gate["requirements"]:
+        sign, style = SIGNS["done" if one["passed"] else "failed"]
+        out.print(Text(f"{sign} ", style) + Text(f"{one['text']}  {one['why']}"), soft_wrap=True)
+    verdict = ("ships: all that is required holds", "bold #41c98e") if gate["passed"] else ("does not ship", "bold red")
+    out.print(Text(*verdict))
