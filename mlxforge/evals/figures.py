@@ -61,7 +61,7 @@ def number(value: float | None, unit: str = "") -> str:
 
 def signed(value: float, unit: str = "") -> str:
     """A difference: ``+0.590``, ``-0.010``."""
-    return f"{'+' if value > 0 else ''}{number(value, unit)}"
+    return f"{'+' if value > 0 else ''}{number(value or 0.0, unit)}"  # no minus before zero
 
 
 def spread(low: float | None, high: float | None, unit: str = "") -> str:

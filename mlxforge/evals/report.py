@@ -110,12 +110,12 @@ def save_report(report: Report, folder: Path) -> None:
 
 
 def load_report(path: Path) -> Report:
-    """The report in a folder or a ``report.json``.
+    """The report in a folder, or that a file of one belongs to.
 
     Raises:
         DataError: there is none, or it is damaged, or of a newer version.
     """
-    file = path / REPORT if path.is_dir() else path
+    file = path / REPORT if path.is_dir() else path.with_name(REPORT) if path.name in (ROWS, MARKDOWN, PAGE) else path
     try:
         report = msgspec.json.decode(file.read_bytes(), type=Report)
     except OSError as error:
