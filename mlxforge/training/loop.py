@@ -78,7 +78,7 @@ class Job:
 
     ``evaluate`` scores the fixed sets; ``sample`` continues prompts; ``task`` scores the model's own answers, before the first
     update and, with the best weights, after the last, given what ``evaluate`` found with the same weights; ``store`` may be
-    None.
+    None; ``rate`` is the learning rate of an update, of so many.
     """
 
     scorer: Scorer
@@ -89,6 +89,7 @@ class Job:
     sample: Callable[[], list[tuple[str, str]]] = list
     task: Callable[[Mapping[str, Mapping[str, Any]]], dict[str, float]] = lambda _: {}
     store: CheckpointStore | None = None
+    rate: Callable[[TrainSettings, int, int], float] = learning_rate
     event_offset: Callable[[], int] = lambda: 0
     memory_limit: int = 0
     state: State = field(default_factory=State)
@@ -172,7 +173,7 @@ class Loop:
         mx.random.seed(self.settings.seed * 1_000_003 + state.step)
         self.model.train()
         step = self.compute([self.job.stream.batch(index) for index in indices])
-        rate = learning_rate(self.settings, state.step, self.job.steps)
+        rate = self.job.rate(self.settings, state.step, self.job.steps)
         finite = _finite(step.loss) and _finite(norm := float(step.norm.item()))
         if finite:
             self.optimizer.update(self.model, step.gradients, step.norm, rate)

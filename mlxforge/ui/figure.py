@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mlxforge.core import eventlog
 from mlxforge.core.errors import MissingExtraError, MlxforgeError, RunError
@@ -21,19 +23,12 @@ def draw_curves(log: Path, out: Path) -> None:
         RunError: the log has no step yet.
         MlxforgeError: an unknown suffix, or ``out`` cannot be written.
     """
-    if out.suffix.lower() not in FORMATS:
-        raise MlxforgeError(
-            f"cannot draw '{out.suffix or out.name}'", where=str(out), fix=f"end the name in {', '.join(FORMATS)}"
-        )
+    Figure = check_picture(out)
     state = State()
     for event in eventlog.replay(log):
         state.hear(event)
     if not state.loss:
         raise RunError("no step to draw", where=str(log), fix="let the run make its first step")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("matplotlib", "plot", "drawing curves") from None
     figure = Figure(figsize=(9, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     _losses(above, state)
@@ -43,6 +38,46 @@ def draw_curves(log: Path, out: Path) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(" · ".join(part for part in (state.run, state.objective, state.model) if part))
+    with disk_errors(out):
+        figure.savefig(out, dpi=150)
+
+
+def check_picture(out: Path) -> Any:
+    """matplotlib's Figure, to draw a file of that name.
+
+    Raises:
+        MissingExtraError, MlxforgeError: as :func:`draw_curves`.
+    """
+    if out.suffix.lower() not in FORMATS:
+        raise MlxforgeError(
+            f"cannot draw '{out.suffix or out.name}'", where=str(out), fix=f"end the name in {', '.join(FORMATS)}"
+        )
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("matplotlib", "plot", "drawing curves") from None
+    return Figure
+
+
+def draw_rates(
+    rates: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], marks: Mapping[str, float], out: Path
+) -> None:
+    """Loss over learning rate, with named rates marked on the smoothed curve; errors as :func:`draw_curves`."""
+    figure = check_picture(out)(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(rates, losses, ".", color=COLOURS["train"], alpha=0.35, markersize=4)
+    axes.plot(rates, smoothed, color=COLOURS["train"], linewidth=1.8, label="smoothed")
+    for colour, (name, rate) in zip((COLOURS["valid"], COLOURS["retention"]), marks.items(), strict=False):
+        axes.axvline(rate, color=colour, linestyle="--", linewidth=1.2, label=f"{name}: {rate:.1e}")
+    axes.set(
+        xscale="log",
+        xlabel="learning rate",
+        ylabel="loss",
+        ylim=(0.9 * min(losses), 1.3 * max(smoothed[: len(smoothed) // 2 + 1])),
+    )
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
     with disk_errors(out):
         figure.savefig(out, dpi=150)
 
