@@ -26,7 +26,6 @@ COMMANDS = {
     "export": ("mlxforge.cli.export", "Write a run or a model as other programs read it: GGUF, Ollama, PEFT, MLX, the hub."),
     "verify": ("mlxforge.cli.verify", "Hold a GGUF file against the run or model it was made of."),
     "gate": ("mlxforge.cli.gate", "Hold the report of an evaluation to requirements: exit 0 or 1."),
-    "gate": ("mlxforge.cli.gate", "Hold the report of an evaluation to requirements: exit 0 or 1."),
     "eval": ("mlxforge.cli.eval", "Evaluate models side by side: answers, likelihoods, speed, what was forgotten."),
     "chat": ("mlxforge.cli.chat", "Talk to a model or a run."),
     "generate": ("mlxforge.cli.generate", "Answer one prompt, for scripts."),
