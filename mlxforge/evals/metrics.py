@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -58,6 +58,7 @@ NEEDS = {
     "commands": "answers of `mlxforge synth commands`",
     "schema": "rows with a JSON schema",
     "json": "answers in JSON",
+    "phrases": "answers of four words",
     "timing": "prompts",
     "hit": "passages (--rag)",
     "win": "a judge (--judge)",
@@ -72,6 +73,14 @@ GIVES: dict[str, frozenset[str]] = {
     "pairs": frozenset({"pairs", "model"}),
     "commands": frozenset({"commands", "json", "answer", "timing", "model"}),
 }
+
+
+def asked_by(references: Iterable[str]) -> set[str]:
+    """What references give beyond the kind of their set: ``json``, and ``phrases``, without which BLEU is 0 for any answer."""
+    texts = list(references)
+    json = any(map(commands.is_json, texts))
+    phrases = any(len(text.split()) >= answers.GRAM for text in texts)
+    return {name for name, given in (("json", json), ("phrases", phrases)) if given}
 
 
 def _seconds(first: bool) -> Callable[[Graded], Terms]:
@@ -123,7 +132,7 @@ _TABLE = [
     _answer("rougeL", "ROUGE-L, F-measure", answers.rouge("rougeL"), "rouge_score"),
     _answer(
         "bleu", "corpus BLEU, 0 to 100", answers.bleu_terms, "sacrebleu",
-        figure=answers.bleu, unit="of 100", rows=answers.bleu_row,
+        figure=answers.bleu, unit="of 100", rows=answers.bleu_row, unasked="phrases",
     ),
     Metric("stop_rate", "answers", "answer", "higher", "share of answers that end by themselves", answers.stopped),
     Metric("repetition", "answers", "answer", "lower", "share of 4-grams that stood in the answer before", answers.repetition),
@@ -180,8 +189,8 @@ def chosen(names: Sequence[str], sets: Mapping[str, Collection[str]]) -> Chosen:
 
     Args:
         names: of metrics and groups.
-        sets: what each set gives, of :data:`NEEDS`: :data:`GIVES` of its kind, and ``schema``, ``json``, ``hit``, ``win``,
-            ``rubric`` where rows or options give them.
+        sets: what each set gives, of :data:`NEEDS`: :data:`GIVES` of its kind, what :func:`asked_by` its references is, and
+            ``schema``, ``hit``, ``win``, ``rubric`` where rows or options give them.
 
     Raises:
         ConfigError: an unknown name, or a metric (a group with none) that fits no set.

@@ -103,6 +103,7 @@ BLEU_ROWS = [
     ("A mill stands by the river and turns", "The mill stands by the river, and its wheel turns."),
     ("no", "yes, it does."),
     ("", "an empty answer costs its length"),
+    ("red mill", "red mill"),
 ]
 
 
@@ -110,6 +111,13 @@ def test_corpus_bleu_is_sacrebleus_own():
     answers, references = zip(*BLEU_ROWS, strict=True)
     theirs = BLEU().corpus_score(list(answers), [list(references)]).score
     assert figure("bleu", rows(*BLEU_ROWS)) == pytest.approx(theirs)
+
+
+def test_corpus_bleu_of_answers_under_four_words_is_0_and_their_rows_are_not():
+    """No 4-gram can match: sacrebleu's corpus figure is 0, its sentence figure leaves long n-grams out."""
+    one = column(METRICS["bleu"], rows(("red mill", "red mill"), ("Paris", "Paris")))
+    assert value(one).value == BLEU().corpus_score(["red mill", "Paris"], [["red mill", "Paris"]]).score == 0
+    assert one.scores() == pytest.approx([100, 100])
 
 
 def test_corpus_bleu_of_several_references():

@@ -12,7 +12,7 @@ import pytest
 from mlxforge.core.errors import ConfigError, MissingExtraError
 from mlxforge.evals import metrics
 from mlxforge.evals.graded import Graded, Likelihood, Timing
-from mlxforge.evals.metrics import GIVES, GROUPS, METRICS, NEEDS, chosen, column, value
+from mlxforge.evals.metrics import GIVES, GROUPS, METRICS, NEEDS, asked_by, chosen, column, value
 
 NAMES = """perplexity bpb exact_match f1 rouge1 rouge2 rougeL bleu choice_accuracy choice_accuracy_norm preference_accuracy
 preference_margin json_valid schema_valid command arguments flags command_exact ece run_rate confirm_rate clarify_rate
@@ -65,7 +65,7 @@ def test_without_names_a_set_gets_all_that_fits_it():
     assert names(found, "text") == ["perplexity", "bpb", "peak_memory"]
     assert names(found, "choices") == ["choice_accuracy", "choice_accuracy_norm", "peak_memory"]
     assert names(found, "pairs") == ["preference_accuracy", "preference_margin", "peak_memory"]
-    assert {"exact_match", "bleu", "stop_rate", "ttft_p50"} <= set(names(found, "chat"))
+    assert {"exact_match", "rougeL", "stop_rate", "ttft_p50"} <= set(names(found, "chat"))
     assert {"command_exact", "json_valid", "ece", "stop_rate"} <= set(names(found, "commands"))
     assert not {"exact_match", "schema_valid"} & set(names(found, "commands"))
     assert "json_valid" not in names(found, "chat")
@@ -81,6 +81,18 @@ def test_names_and_groups_are_taken_in_the_tables_order_by_the_sets_they_fit():
     found = chosen(["f1", "text", "exact_match"], {"questions": GIVES["chat"], "retention": GIVES["text"]})
     assert names(found, "questions") == ["exact_match", "f1"]
     assert names(found, "retention") == ["perplexity", "bpb"]
+
+
+def test_bleu_is_taken_where_a_reference_has_four_words():
+    short, long = asked_by(["Paris", "the red mill"]), asked_by(["Paris", "by the red mill"])
+    assert (short, long) == (set(), {"phrases"})
+    assert "bleu" not in names(chosen([], {"a": {*GIVES["chat"], *short}}), "a")
+    assert "bleu" in names(chosen([], {"a": {*GIVES["chat"], *long}}), "a")
+    assert names(chosen(["bleu"], {"a": GIVES["chat"]}), "a") == ["bleu"]
+
+
+def test_references_in_json_ask_for_json():
+    assert asked_by(["Paris", '{"a": 1}']) == {"json"}
 
 
 def test_json_can_be_asked_of_any_answers():
@@ -118,7 +130,7 @@ def test_without_the_extra_a_metric_that_was_named_is_an_error_and_others_are_le
     monkeypatch.setattr(metrics, "find_spec", lambda name: None if name in ("rouge_score", "sacrebleu") else object())
     with pytest.raises(MissingExtraError, match=r"'rougeL' needs the package 'rouge-score' \(pip install 'mlxforge\[eval\]'\)"):
         chosen(["rougeL"], {"qa": GIVES["chat"]})
-    found = chosen([], {"qa": GIVES["chat"]})
+    found = chosen([], {"qa": GIVES["chat"] | {"phrases"}})
     assert not {"rouge1", "bleu"} & set(names(found, "qa"))
     assert found.notes == [
         "left out without rouge-score, sacrebleu: rouge1, rouge2, rougeL, bleu (pip install 'mlxforge[eval]')"
