@@ -301,7 +301,7 @@ def value(one: Column, seed: int = 0) -> Value:
 
     metric, n = one.metric, len(one.rows)
     if not n:
-        return Value(value=None, better=metric.better, unit=metric.unit, why=f"no row has {_lacking(metric)}")
+        return Value(value=None, better=metric.better, unit=metric.unit, why=_why(metric))
     figure = point(one.terms, metric.figure)
     if figure is None:
         return Value(value=None, n=n, better=metric.better, unit=metric.unit, why="not a finite number")
@@ -309,12 +309,12 @@ def value(one: Column, seed: int = 0) -> Value:
     return Value(value=figure, low=low, high=high, n=n, better=metric.better, unit=metric.unit)
 
 
-# Group -> what no row had, where the set gives what is needed.
-LACKING = {"calibration": "an answer that states such a confidence", "latency": "a timed answer of enough tokens"}
+# Group -> why there is no figure, where it is not the set that lacks something.
+WHY = {"calibration": "no answer states such a confidence", "latency": "no answer was timed that is long enough"}
 
 
-def _lacking(metric: Metric) -> str:
-    return LACKING.get(metric.group, NEEDS[metric.needs])
+def _why(metric: Metric) -> str:
+    return WHY.get(metric.group, f"no row has {NEEDS[metric.needs]}")
 
 
 def compare(one: Column, other: Column, set_name: str, model: str, against: str, seed: int = 0) -> Test | None:
