@@ -12,6 +12,7 @@ from mlxforge.cli.lazy import Commands
 from mlxforge.core.errors import MlxforgeError
 
 COMMANDS = {
+    "init": ("mlxforge.cli.init", "Make a project folder with a forge.yaml that says what is done."),
     "pipeline": ("mlxforge.cli.pipeline", "The whole road of a project: documents to a verified file, stage by stage."),
     "cpt": ("mlxforge.cli.cpt", "Continue pre-training on raw text: the model learns your documents."),
     "sft": ("mlxforge.cli.sft", "Fine-tune on conversations: the model learns to answer."),
@@ -35,6 +36,7 @@ COMMANDS = {
     "synth": ("mlxforge.cli.synth", "Make training data: questions and answers, pairs, passages, commands."),
     "kb": ("mlxforge.cli.kb", "Look into a knowledge base, and change it by hand."),
     "runs": ("mlxforge.cli.runs", "List, show, watch and plot training runs."),
+    "doctor": ("mlxforge.cli.doctor", "Look at machine and installation, and say how to mend what is wrong."),
     "models": ("mlxforge.cli.models", "Model families, and what a model is."),
 }
 
