@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxforge.cli.shaping import show_json, show_next
+from mlxforge.cli.subject import preferred
 
 if TYPE_CHECKING:
     from mlxforge.evals.report import Report
@@ -53,12 +54,23 @@ GATED = ("exact_match", "command_exact", "choice_accuracy", "preference_accuracy
 @click.option(
     "--runs-dir", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder that holds the runs."
 )
+@click.option(
+    "--prefer-tuned",
+    metavar="NAME",
+    help="Also: the newest run of this name (NAME, NAME-2, …) or objective that passed its gate.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The report as one object on stdout, notes on stderr.")
 @click.option("--plain", is_flag=True, help="Lines in place of a table.")
 def eval(  # noqa: A001 - the name of the command
-    models: tuple[str, ...], metrics: tuple[str, ...], no_retention: bool, mapping: tuple[str, ...], as_json: bool, plain: bool,
+    models: tuple[str, ...],
+    metrics: tuple[str, ...],
+    no_retention: bool,
+    mapping: tuple[str, ...],
+    prefer_tuned: str | None,
+    as_json: bool,
+    plain: bool,
     **given: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Evaluate models side by side on the same rows, into one report.
 
     \b
@@ -74,17 +86,19 @@ def eval(  # noqa: A001 - the name of the command
     """
     if no_retention and given["retention"]:
         raise click.UsageError("--retention and --no-retention do not go together")
-    from mlxforge.runs.evaluate import EvalSettings, output_folder
-    from mlxforge.runs.evaluate import evaluate as run
+    from mlxforge.runs.eval_job import EvalSettings, output_folder
+    from mlxforge.runs.evaluate import evaluate
     from mlxforge.ui.bars import bars
 
+    if prefer_tuned:
+        models = (*models, preferred(prefer_tuned, given["runs_dir"]))
     given["map"] = _mapped(mapping)
     given["retention"] = "" if no_retention else given["retention"]
     given["output"] = output_folder(given["output"])
     names = tuple(name for one in metrics for name in one.replace(",", " ").split())
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with bars() as emit:
-        report = run(EvalSettings(models=models, metrics=names, **given), emit)
+        report = evaluate(EvalSettings(models=models, metrics=names, **given), emit)
     if as_json:
         import msgspec
 

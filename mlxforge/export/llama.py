@@ -187,9 +187,9 @@ class LlamaCpp:
         ids = self.ask("/tokenize", {"content": text, "add_special": bos, "parse_special": special})["tokens"]
         return [int(index) for index in ids]
 
-    def chat_prompt(self, messages: Sequence[dict[str, Any]], *, thinking: bool = False) -> str:
-        """The conversation by the file's own template, with the opening of an answer."""
-        switches = {"enable_thinking": thinking, "thinking": thinking, "force_thinking": thinking}
+    def chat_prompt(self, messages: Sequence[dict[str, Any]], *, thinking: bool | None = False) -> str:
+        """The conversation by the file's own template, with the opening of an answer; None leaves thoughts to the template."""
+        switches = {} if thinking is None else dict.fromkeys(("enable_thinking", "thinking", "force_thinking"), thinking)
         body = {"messages": list(messages), "add_generation_prompt": True, "chat_template_kwargs": switches}
         return str(self.ask("/apply-template", body)["prompt"])
 

@@ -31,18 +31,26 @@ def answer_greedily(model: nn.Module, prompts: Sequence[Sequence[int]], length: 
 
 
 class Made(NamedTuple):
-    """The greedy answer to the prompt at ``index``, without the token that ended it; ``ended`` false: cut off."""
+    """The greedy answer to the prompt at ``place``, without the token that ended it; ``ended`` false: cut off."""
 
-    index: int
+    place: int
     tokens: list[int]
     ended: bool
 
 
 def batches(model: nn.Module) -> bool:
-    """Whether mlx-lm's batch generator takes the caches of this model."""
+    """Whether mlx-lm's batch generator takes a model: two prompts of unequal length are tried.
+
+    Some caches cannot be joined, and some models (Gemma 2) cannot apply the mask of a padded prompt.
+    """
     from mlx_lm.models.cache import make_prompt_cache
 
-    return all(hasattr(layer, "merge") for layer in make_prompt_cache(model))
+    if not all(hasattr(layer, "merge") for layer in make_prompt_cache(model)):
+        return False
+    try:
+        return len(list(greedy_batches(model, [[0, 1], [0, 1, 2]], [1, 1], ()))) == 2
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return False
 
 
 def greedy_batches(

@@ -9,15 +9,18 @@ from typing import IO, Any
 from mlxforge.core.files import cache_dir, disk_errors
 
 VERSION = 1  # raise it when what a model gives for a row changes
-PEAK = "peak"  # the key of the most memory that was held
 
 
 class Kept:
-    """A file of lines ``[key, value]``, to which every new one is added at once. A last line that broke off is left out."""
+    """A file of lines ``[key, value]``, to which every new one is added at once. A last line that broke off is left out.
+
+    ``added`` counts the new ones.
+    """
 
     def __init__(self, name: str, fresh: bool = False) -> None:
         self.path = cache_dir() / "eval" / f"{name}.jsonl"
         self.found: dict[str, Any] = {}
+        self.added = 0
         self._file: IO[bytes] | None = None
         if fresh:
             with disk_errors(self.path):
@@ -43,6 +46,7 @@ class Kept:
     def add(self, key: str, value: Any) -> None:
         """Keeps one value, also where the process is killed next."""
         self.found[key] = value
+        self.added += 1
         with disk_errors(self.path):
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,8 +55,10 @@ class Kept:
             begin = b"\n" if self._file.tell() == 0 and os.fstat(self._file.fileno()).st_size else b""
             self._file.write(begin + json.dumps([key, value]).encode() + b"\n")
 
-    def close(self) -> None:
-        """Gives the file back."""
+    def __enter__(self) -> Kept:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None

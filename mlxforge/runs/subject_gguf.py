@@ -19,7 +19,7 @@ from mlxforge.data.boundaries import mark
 from mlxforge.data.formats.turns import written
 from mlxforge.evals.graded import Answer, Likelihood, Timing
 from mlxforge.evals.report import ModelInfo
-from mlxforge.export.llama import LlamaCpp, LlamaFailed
+from mlxforge.export.llama import LlamaCpp, LlamaFailed, version
 from mlxforge.export.llama_scores import LlamaScores
 from mlxforge.models.streaming import ANSWER, CHANNELS, THOUGHT, Splitter, first_kind
 from mlxforge.runs.passages import Passages, Spelled
@@ -53,6 +53,13 @@ class GgufSubject:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._open.close()
+
+    notes: tuple[str, ...] = ()
+
+    @property
+    def decides(self) -> list[str]:
+        """See :class:`Subject`."""
+        return [version(), str(CONTEXT)]
 
     @cached_property
     def no_chat(self) -> str:

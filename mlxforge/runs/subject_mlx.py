@@ -51,7 +51,6 @@ class MlxSubject:
         from mlxforge.models.lora import apply_adapter
         from mlxforge.runs.verify import template_of
 
-        mx.reset_peak_memory()
         loaded = load(self.base.model)
         for adapter in self.base.adapters:
             apply_adapter(loaded.model, adapter)
@@ -64,6 +63,7 @@ class MlxSubject:
         if template is None:
             self.no_chat = self.no_chat or "the model has no chat template"
         self._opened = Opened(loaded, self.base, template, self.info.name)
+        mx.reset_peak_memory()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -79,6 +79,20 @@ class MlxSubject:
         """The model, which is open."""
         assert self._opened is not None, "not open"
         return self._opened
+
+    @property
+    def decides(self) -> list[str]:
+        """See :class:`Subject`."""
+        from importlib.metadata import version
+
+        template = self.opened.template
+        return [self.encoder.key, template.key if template else "", self.opened.loaded.dtype, version("mlx"), version("mlx-lm")]
+
+    @property
+    def notes(self) -> list[str]:
+        """See :class:`Subject`."""
+        alone = "mlx-lm's batch generator does not take this model: prompts of the same length are answered together"
+        return [] if self.batched else [alone]
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -212,4 +226,6 @@ class MlxSubject:
         """See :class:`Subject`: what MLX held, weights included."""
         import mlx.core as mx
 
-        return int(mx.get_peak_memory())
+        peak = int(mx.get_peak_memory())
+        mx.reset_peak_memory()
+        return peak

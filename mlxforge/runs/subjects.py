@@ -37,12 +37,18 @@ class Subject(Protocol):
 
     Attributes:
         info: what it is.
+        decides: all besides ``info.hash`` that decides what it gives: its template, numbers, the program that computes.
+        notes: what the report's reader should know of how it answers.
         no_chat: why it cannot take conversations; empty where it can.
         no_likelihood: why log-probabilities of given texts cannot be had; empty where they can.
     """
 
     @property
     def info(self) -> ModelInfo: ...
+    @property
+    def decides(self) -> Sequence[str]: ...
+    @property
+    def notes(self) -> Sequence[str]: ...
     @property
     def no_chat(self) -> str: ...
     @property
@@ -67,7 +73,7 @@ class Subject(Protocol):
         ...
 
     def peak_memory(self) -> int | None:
-        """Bytes at most since it was opened; None where it is not known."""
+        """Bytes at most since this was last asked, or since it was opened; None where it is not known."""
         ...
 
 

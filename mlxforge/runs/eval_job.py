@@ -1,0 +1,156 @@
+"""What an evaluation is asked: settings, and all that is read and refused before any weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from mlxforge.core.errors import ConfigError
+from mlxforge.core.events import Emit, Noted, ignore
+from mlxforge.evals.graded import Graded
+from mlxforge.evals.metrics import GIVES, METRICS, Chosen, Metric, asked_by, chosen
+from mlxforge.evals.report import REPORT, ROWS, ModelInfo
+from mlxforge.runs.eval_sets import RETENTION, EvalSet, Spec, parse_sets, read_set, retention_text
+from mlxforge.runs.subjects import WINDOW, Named, info_of, name_models, vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings:
+    """What decides an evaluation.
+
+    Attributes:
+        models: ``MODEL`` or ``LABEL=MODEL`` each; the first is what the others are held against.
+        data: ``FILE`` or ``NAME=FILE`` each.
+        metrics: names and groups of metrics; none for all that fit.
+        retention: general text in the same table: a file, None for the shipped one, empty for none.
+        output: folder of the report; None for one by the time under ``reports``.
+        limit: rows of each set at most; of a text, passages.
+        max_tokens: of an answer.
+        window: tokens that a text is read in at a time.
+        thinking: whether models think before they answer; None leaves it to them.
+        latency_prompts: how many prompts are answered one by one with a clock.
+        seed: of the bootstrap.
+        fresh: ask for everything again, whatever is kept.
+        format, map: how rows are read, as in training.
+    """
+
+    models: Sequence[str]
+    data: Sequence[str] = ()
+    metrics: Sequence[str] = ()
+    retention: str | None = None
+    output: Path | None = None
+    runs_dir: Path = Path("runs")
+    limit: int | None = None
+    max_tokens: int = 256
+    window: int = WINDOW
+    thinking: bool | None = None
+    latency_prompts: int = 8
+    seed: int = 0
+    fresh: bool = False
+    format: str | None = None
+    map: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Job:
+    """An evaluation under way: what is asked of whom, and ``graded[label][set]``, a row each."""
+
+    settings: EvalSettings
+    models: list[Named]
+    infos: dict[str, ModelInfo]
+    sets: list[EvalSet]
+    metrics: dict[str, list[Metric]]
+    notes: list[str]
+    emit: Emit = ignore
+    graded: dict[str, dict[str, list[Graded]]] = field(default_factory=dict)
+    peaks: dict[tuple[str, str], int | None] = field(default_factory=dict)
+    why: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def note(self, text: str) -> None:
+        """Something the report's reader should know."""
+        self.notes.append(text)
+        self.emit(Noted(message=text))
+
+
+def output_folder(given: Path | None) -> Path:
+    """Where the report goes.
+
+    Raises:
+        ConfigError: a file, or a folder that holds other things.
+    """
+    folder = given or Path("reports") / f"eval-{datetime.now():%Y%m%d-%H%M%S}"
+    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).is_file() for name in (REPORT, ROWS)):
+        raise ConfigError("holds other things than a report", where=str(folder), fix="name a new folder: -o DIR")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError("a file, not a folder", where=str(folder), fix="name a new folder: -o DIR")
+    return folder
+
+
+def prepare(settings: EvalSettings, emit: Emit = ignore) -> Job:
+    """Reads all that is asked, and refuses what cannot be done, before any weight is loaded; errors as :func:`evaluate`."""
+    models = name_models(settings.models, settings.runs_dir)
+    sets = list(_sets(settings, emit))
+    picked: Chosen = chosen(settings.metrics, {one.name: gives(one) for one in sets})
+    measured = dict(picked.metrics)
+    if RETENTION in measured and METRICS["bpb"] not in measured[RETENTION]:
+        # What a stage cost is always told, whatever else is asked for.
+        measured[RETENTION] = [METRICS["bpb"], *measured[RETENTION]]
+    job = Job(settings, models, {}, [one for one in sets if measured[one.name]], measured, [], emit)
+    for note in picked.notes:
+        job.note(note)
+    for one in sets:
+        if not measured[one.name]:
+            job.note(f"{one.name}: none of the metrics fits {one.kind} rows, so it is left out")
+    _check_tokenizers(job)
+    job.infos = {named.label: info_of(named) for named in models}
+    return job
+
+
+def _sets(settings: EvalSettings, emit: Emit) -> Iterator[EvalSet]:
+    if not settings.data and not settings.retention:
+        fix = "name rows or text: --data FILE; a sample: --data sample:handbook/questions.test.jsonl"
+        raise ConfigError("no data", where="--data", fix=fix)
+    specs = parse_sets(settings.data)
+    for spec in specs:
+        yield read_set(spec, limit=settings.limit, formatted=settings.format, mapping=settings.map, emit=emit)
+    if settings.retention != "" and RETENTION not in {spec.name for spec in specs}:
+        yield read_set(Spec(RETENTION, settings.retention or retention_text()), limit=settings.limit, emit=emit)
+
+
+def gives(one: EvalSet) -> set[str]:
+    """What the rows of a set give that metrics may need."""
+    found = set(GIVES[one.kind]) | asked_by(text for row in one.rows for text in row.references)
+    if any(row.schema is not None for row in one.rows):
+        found |= {"schema", "json"}
+    if any(row.hit is not None for row in one.rows):
+        found.add("hit")
+    return found
+
+
+def _check_tokenizers(job: Job) -> None:
+    """Perplexity is a token's: between different tokenizers it says nothing.
+
+    Raises:
+        ConfigError: it was asked for by its name.
+    """
+    named = [name for name, metrics in job.metrics.items() if any(metric.name == "perplexity" for metric in metrics)]
+    if not named or len(job.models) < 2:
+        return
+    first, *others = job.models
+    known = vocabulary(first)
+    other = next((one for one in others if not _alike(known, vocabulary(one))), None)
+    if other is None:
+        return
+    what = f"'{first.label}' and '{other.label}' have different tokenizers: perplexity a token does not compare"
+    if "perplexity" in job.settings.metrics:
+        raise ConfigError(what, where="--metrics", fix="bpb does not depend on the tokenizer: --metrics bpb")
+    for name in named:
+        job.metrics[name] = [metric for metric in job.metrics[name] if metric.name != "perplexity"]
+    job.note(f"perplexity is left out: {what}; bpb does")
+
+
+def _alike(one: Mapping[str, int], other: Mapping[str, int]) -> bool:
+    """Whether two vocabularies are the same, but for tokens that pad one of them."""
+    return one.items() <= other.items() or other.items() <= one.items()
