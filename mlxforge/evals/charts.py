@@ -10,8 +10,8 @@ from typing import Any
 from mlxforge.evals.figures import number, visible
 from mlxforge.evals.report import Value
 
-WIDTH, HEIGHT = 480, 210
-LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 24
+WIDTH, HEIGHT = 340, 180
+LEFT, RIGHT, TOP, BOTTOM = 34, 6, 8, 22
 POINTS = 400  # a curve has no more: a screen shows no more
 Series = Sequence[tuple[float, float]]
 

@@ -15,6 +15,7 @@ ROOM = 2_000_000  # characters of rows that it holds
 LONGEST = 6_000  # characters of one text of a row
 CHOICES = {
     "show": {"": "all", "worse": "worse", "better": "better", "same": "equal"},
+    "marks": {"model": "other model", "reference": "reference", "": "none"},
     "order": {"worst": "worst first", "best": "best first", "row": "by number"},
 }
 

@@ -65,8 +65,9 @@ def signed(value: float, unit: str = "") -> str:
 
 
 def spread(low: float | None, high: float | None, unit: str = "") -> str:
-    """An interval, ``0.550 to 0.670``; empty where there is none."""
-    return "" if low is None or high is None else f"{number(low, unit)} to {number(high, unit)}"
+    """An interval, ``0.550 to 0.670``; empty where there is none. A unit stands at its value, but for bytes, which scale."""
+    shown = unit if unit == "bytes" else ""
+    return "" if low is None or high is None else f"{number(low, shown)} to {number(high, shown)}"
 
 
 def chance(p: float) -> str:
@@ -80,7 +81,7 @@ def title(name: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Text whose hidden characters can be seen: controls as their pictures, direction marks and the like by their number.
+    """Text whose hidden characters can be seen by their number: controls, direction marks and the like.
 
     Line ends and tabs stay, and the joiners that scripts and emoji need.
     """
@@ -90,8 +91,7 @@ def visible(text: str) -> str:
 def _seen(letter: str) -> str:
     if letter in "\n\t‌‍" or unicodedata.category(letter) not in ("Cc", "Cf", "Cs"):
         return letter
-    code = ord(letter)
-    return chr(0x2400 + code) if code < 32 else "␡" if code == 127 else f"⟨U+{code:04X}⟩"
+    return f"⟨U+{ord(letter):04X}⟩"
 
 
 def labels(report: Report) -> list[str]:
@@ -193,6 +193,27 @@ def overall(found: Sequence[Finding]) -> str:
     if {"better", "worse"} <= seen:
         return "mixed"
     return next((word for word in ("worse", "better") if word in seen), "no clear change" if seen else "")
+
+
+def headline(report: Report) -> str:
+    """The last model against the first in one sentence: on which sets it is better, on which worse."""
+    known = labels(report)
+    if not known:
+        return "Nothing was evaluated"
+    first, last = known[0], known[-1]
+    found = findings(report).get(last, [])
+    if first == last:
+        return ": ".join([last, *(f"{title(one.metric)} {number(one.after.value, one.after.unit)}" for one in found[:1])])
+    if not overall(found):
+        return f"{last} beside {first}"
+    told = {word: [one.set for one in found if one.standing == word] for word in ("better", "worse")}
+    parts = [f"{word} on {_listed(sets)}" for word, sets in told.items() if sets]
+    return f"{last} against {first}: {', '.join(parts) or 'no clear change'}"
+
+
+def _listed(words: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
 
 
 def change(one: Finding) -> str:

@@ -10,6 +10,7 @@ from mlxforge.evals.figures import (
     chance,
     figure,
     findings,
+    headline,
     labels,
     metrics_of,
     number,
@@ -61,7 +62,7 @@ def markdown(report: Report, rows: Rows) -> str:
 
 def _head(report: Report) -> Iterator[str]:
     known, sets = labels(report), len(set_names(report))
-    yield from ("# Evaluation", "")
+    yield from (f"# {plain(headline(report))}", "")
     for model, found in findings(report).items():
         if found:
             word = overall(found)
@@ -83,12 +84,12 @@ def _models(report: Report) -> Iterator[str]:
             plain(one.stage),
             plain(one.name),
             plain(one.family),
-            number(one.size, "bytes") if one.size else "",
             f"`{one.hash[:12]}`" if one.hash.isalnum() else plain(one.hash[:12]),
+            number(one.size, "bytes") if one.size else "",
         )
         for one in report.models
     ]
-    yield from table(("label", "kind", "stage", "model", "family", "size", "hash"), cells, 5)
+    yield from table(("label", "kind", "stage", "model", "family", "hash", "size"), cells, 6)
 
 
 def _sets(report: Report) -> Iterator[str]:
@@ -100,22 +101,22 @@ def _sets(report: Report) -> Iterator[str]:
         if not columns:
             yield from ("Nothing was measured.", "")
             continue
-        metrics = metrics_of(report, name)
+        metrics, rows = metrics_of(report, name), known[name].rows if name in known else 0
         lines = [
-            (plain(title(metric)) + ARROWS[better], *(cell(figure(report, label, name, metric)) for label in columns))
+            (plain(title(metric)) + ARROWS[better], *(cell(figure(report, label, name, metric), rows) for label in columns))
             for metric, better in metrics.items()
         ]
         yield from table(("metric", *map(plain, columns)), lines, 1)
 
 
-def cell(value: Value | None) -> str:
-    """``0.610 (0.550 to 0.670, n=120)``; where there is no value, the reason."""
+def cell(value: Value | None, rows: int) -> str:
+    """``0.610 (0.550 to 0.670, n=20)``, n where it is not all ``rows``; where there is no value, the reason."""
     if value is None:
         return ""
     if value.value is None:
         return f"– {plain(value.why)}".rstrip()
     bounds = spread(value.low, value.high, value.unit)
-    facts = ", ".join([*([bounds] if bounds else []), *([f"n={value.n:,}"] if value.n else [])])
+    facts = ", ".join([*([bounds] if bounds else []), *([f"n={value.n:,}"] if value.n not in (0, rows) else [])])
     why = f" {plain(value.why)}" if value.why else ""
     return number(value.value, value.unit) + (f" <sub>({facts})</sub>" if facts else "") + why
 
@@ -129,7 +130,7 @@ def _tests(report: Report) -> Iterator[str]:
         value = figure(report, test.model, test.set, test.metric)
         unit = value.unit if value else ""
         names = (plain(test.set), plain(title(test.metric)), plain(test.model), plain(test.against))
-        figures = (signed(test.difference, unit), spread(test.low, test.high, unit), chance(test.p), f"{test.n:,}")
+        figures = (signed(test.difference, unit), spread(test.low, test.high, unit), plain(chance(test.p)), f"{test.n:,}")
         lines.append((*names, *figures))
     yield from table(("set", "metric", "model", "against", "difference", "95 % interval", "p", "rows"), lines, 4)
     yield from ("The same rows for both models. p is not corrected for the number of tests.", "")

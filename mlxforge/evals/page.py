@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from mlxforge.evals.figures import (
     figure,
     find_test,
     findings,
+    headline,
     labels,
     metrics_of,
     number,
@@ -90,27 +92,9 @@ def _header(report: Report, has_rows: bool) -> str:
     names += ['<a href="#rows">rows</a>'] * has_rows + ['<a href="#models">models</a>'] * bool(report.models)
     created = f" · {text(report.created)}" if report.created else ""
     return (
-        f'<header><p class="soft small">Evaluation{created}</p><h1>{_headline(report)}</h1>'
+        f'<header><p class="soft small">Evaluation{created}</p><h1>{text(headline(report))}</h1>'
         f'<ul class="verdicts">{"".join(cards)}</ul><nav aria-label="Sections">{"".join(names)}</nav></header>'
     )
-
-
-HEADLINES = {
-    "better": "is better than",
-    "worse": "is worse than",
-    "mixed": "is better and worse than",
-    "no clear change": "is not clearly other than",
-    "": "beside",
-}
-
-
-def _headline(report: Report) -> str:
-    """The last model against the first in one sentence."""
-    known = labels(report)
-    if len(known) < 2:
-        return text(known[0]) if known else "Nothing was evaluated"
-    word = overall(findings(report)[known[-1]])
-    return f"{text(known[-1])} {HEADLINES[word]} {text(known[0])}"
 
 
 def _change(one: Finding, sets: int) -> str:
@@ -166,7 +150,8 @@ def _cell(report: Report, label: str, name: str, metric: str, span: tuple[float,
     kind = standing(test, value.better)
     mark = {"better": "▲ ", "worse": "▼ "}.get(kind, "")
     delta = f'<span class="delta">{mark}{figures(signed(test.difference, value.unit))}</span>' if test else ""
-    facts = [spread(value.low, value.high, value.unit), f"n={value.n:,}" if value.n else ""]
+    rows = {one.name: one.rows for one in report.sets}.get(name)
+    facts = [spread(value.low, value.high, value.unit), f"n={value.n:,}" if value.n not in (0, rows) else ""]
     told = figures(" · ".join(one for one in facts if one))
     return (
         f'<td class="{kind}" data-label="{shown}" style="{_colour(report, label)}"><div>'
@@ -242,6 +227,9 @@ def _notes(report: Report) -> Iterator[str]:
         yield '<section><h2>Notes</h2><ul class="notes">'
         yield from (f"<li>{text(note)}</li>" for note in report.notes)
         yield "</ul></section>"
+    if report.settings:
+        settings = html.escape(visible(json.dumps(report.settings, indent=1, ensure_ascii=False)))
+        yield f'<details class="settings"><summary>Settings</summary><pre>{settings}</pre></details>'
 
 
 def _footer(report: Report) -> str:

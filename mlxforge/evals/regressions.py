@@ -15,6 +15,7 @@ from mlxforge.core.files import disk_errors
 from mlxforge.evals.figures import MAIN, SIGNS, labels, main_metric, metrics_of, set_names
 from mlxforge.evals.report import Report
 
+MEASURED = ("s", "tokens/s", "bytes")
 Key = tuple[str, int]  # set, row
 Scores = Mapping[str, float]
 
@@ -79,11 +80,16 @@ class Rows:
 
 
 def signs(report: Report, name: str) -> dict[str, float]:
-    """The metrics of a set that have a good direction, the weightiest first: +1 where higher is better, -1 where lower."""
-    known = metrics_of(report, name)
+    """The metrics of a set that rows are held against each other by, the weightiest first: +1 where higher is better, else -1.
+
+    Speed and memory are none: two runs of one model differ in them.
+    """
+    values = [sets[name] for sets in report.results.values() if name in sets]
+    measured = {metric for metrics in values for metric, value in metrics.items() if value.unit in MEASURED}
+    known = {metric: better for metric, better in metrics_of(report, name).items() if better and metric not in measured}
     first = main_metric(report, name)
     ordered = sorted(known, key=lambda metric: (metric != first, MAIN.index(metric) if metric in MAIN else len(MAIN)))
-    return {metric: SIGNS[known[metric]] for metric in ordered if known[metric]}
+    return {metric: SIGNS[known[metric]] for metric in ordered}
 
 
 def gain(before: Scores, after: Scores, good: Mapping[str, float]) -> tuple[float, ...]:

@@ -231,4 +231,4 @@ def test_numbers_as_people_read_them():
     assert [number(one, "bytes") for one in (1.24e9, 820e6, 512, 1500)] == ["1.24 GB", "820 MB", "512 B", "1.5 kB"]
     assert number(0.0312, "s") == "0.031 s"
     assert (signed(0.59), signed(-0.01), signed(0.0)) == ("+0.590", "-0.010", "0.000")
-    assert visible("a\x00b\u202ec\n\t\x7f") == "a␀b⟨U+202E⟩c\n\t␡"
+    assert visible("a\x00b\u202ec\n\t\x7f") == "a⟨U+0000⟩b⟨U+202E⟩c\n\t⟨U+007F⟩"

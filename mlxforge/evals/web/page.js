@@ -1,7 +1,7 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
-const tools = { search: byId("search"), set: byId("set"), model: byId("model"), against: byId("against"), order: byId("order"), show: byId("show") };
+const tools = { search: byId("search"), set: byId("set"), model: byId("model"), against: byId("against"), order: byId("order"), show: byId("show"), marks: byId("marks") };
 const list = byId("list"), count = byId("count"), more = byId("more");
 const MANY = 100, LONGEST = 1200;
 let shown = MANY;
@@ -20,10 +20,7 @@ function text(where, content) {
   let last = 0;
   for (const found of content.matchAll(HIDDEN)) {
     where.append(content.slice(last, found.index));
-    const code = found[0].charCodeAt(0), name = "U+" + code.toString(16).toUpperCase().padStart(4, "0");
-    const mark = element("span", "ctl", code < 32 ? String.fromCharCode(0x2400 + code) : name);
-    mark.title = name;
-    where.append(mark);
+    where.append(element("span", "ctl", "U+" + found[0].charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")));
     last = found.index + 1;
   }
   where.append(content.slice(last));
@@ -78,11 +75,12 @@ function difference(before, after) {
   parts.push(["same", end ? a.slice(a.length - end) : []]);
   return parts;
 }
-function marked(where, parts, kind, tag) {
+/* The same words, and those of the kinds in tags: { new: "ins", gone: "del" }. */
+function marked(where, parts, tags) {
   let run = "", state = "same";
-  const flush = () => { if (run) where.append(state === kind ? text(element(tag), run) : text(element("span"), run)); run = ""; };
+  const flush = () => { if (run) where.append(text(element(tags[state] || "span"), run)); run = ""; };
   for (const [what, tokens] of parts) {
-    if (what !== "same" && what !== kind) continue;
+    if (what !== "same" && !tags[what]) continue;
     if (what !== state) { flush(); state = what; }
     run += tokens.join("");
   }
@@ -111,13 +109,29 @@ function part(title, body, facts) {
 }
 function folded(title, body) { return element("details", "", element("summary", "", title), body); }
 
-function answer(row, label, model, against) {
-  const one = row.answers[label], facts = Object.entries(one.scores).map(([name, score]) => `${name.replaceAll("_", " ")} ${number(score)}`);
+/* Two texts with little in common are easier to read unmarked. */
+function alike(parts) {
+  const length = (kind) => parts.filter(([what]) => what === kind).reduce((sum, [, tokens]) => sum + tokens.join("").trim().length, 0);
+  return length("same") >= 0.2 * (length("same") + Math.max(length("gone"), length("new")));
+}
+/* An answer with its difference to the other model's, or to the reference; null where there is nothing to mark. */
+function withMarks(row, label, model, against, marks) {
+  const own = row.answers[label].text, one = row.answers[model]?.text, other = row.answers[against]?.text;
+  if (!own) return null;
+  if (marks === "reference" && typeof row.reference === "string") {
+    const parts = difference(row.reference, own);
+    return alike(parts) ? marked(element("div", "said"), parts, { new: "ins", gone: "del" }) : null;
+  }
+  if (marks !== "model" || !one || !other || model === against || (label !== model && label !== against)) return null;
+  const parts = difference(other, one);
+  if (!alike(parts)) return null;
+  return marked(element("div", "said"), parts, label === model ? { new: "ins" } : { gone: "del" });
+}
+function answer(row, label, model, against, marks) {
+  const one = row.answers[label], good = data.signs[row.set] || {};
+  const facts = Object.keys(good).filter((name) => name in one.scores).map((name) => `${name.replaceAll("_", " ")} ${number(one.scores[name])}`);
   if (one.finish && one.finish !== "stop") facts.push(`ended: ${one.finish}`);
-  let body = box(one.text);
-  const other = row.answers[against];
-  if (label === model && other && one.text && other.text) body = marked(element("div", "said"), difference(other.text, one.text), "new", "ins");
-  if (label === against && row.answers[model] && one.text && row.answers[model].text) body = marked(element("div", "said"), difference(one.text, row.answers[model].text), "gone", "del");
+  const body = withMarks(row, label, model, against, marks) || box(one.text);
   body.dir = "auto";
   body.tabIndex = 0;
   const made = part(label, body, facts.join(" · "));
@@ -126,34 +140,36 @@ function answer(row, label, model, against) {
   if (one.prompt !== undefined) made.append(folded("its own prompt", box(one.prompt)));
   if (one.context) {
     const passages = element("div", "answers");
-    for (const passage of one.context) passages.append(part(`${passage.document ?? ""}${passage.chunk === undefined || passage.chunk === null ? "" : ` · ${passage.chunk}`}`, box(passage.text)));
+    for (const passage of one.context) passages.append(part([passage.document, passage.chunk].filter((name) => name !== undefined && name !== null).join(" · "), box(passage.text)));
     made.append(folded(`${one.context.length} passage${one.context.length === 1 ? "" : "s"}`, passages));
   }
   return made;
 }
-function fill(inside, row, model, against) {
+function fill(inside, row, model, against, marks) {
   if (row.prompt !== null) inside.append(part("prompt", box(row.prompt)));
   if (row.reference !== null) inside.append(part("reference", box(row.reference)));
-  const answers = element("div", "answers");
   const chosen = [against, model].filter((label, at, all) => label in row.answers && all.indexOf(label) === at);
-  for (const label of [...chosen, ...data.models.filter((one) => one in row.answers && !chosen.includes(one))]) answers.append(answer(row, label, model, against));
-  inside.append(answers);
+  const others = data.models.filter((one) => one in row.answers && !chosen.includes(one));
+  for (const some of [chosen, others]) if (some.length)
+    inside.append(element("div", "answers", ...some.map((label) => answer(row, label, model, against, marks))));
   if (row.source !== null) inside.append(folded("source", box(row.source)));
 }
 
 function asked(row) {
   const prompt = row.prompt, last = Array.isArray(prompt) ? prompt[prompt.length - 1] : prompt;
   const content = last && typeof last === "object" ? last.content : last;
-  return typeof content === "string" ? content : content ? JSON.stringify(content) : Object.values(row.answers)[0]?.text || "";
+  const named = row.source && typeof row.source === "object" ? Object.values(row.source).join(" · ") : row.source;
+  return typeof content === "string" ? content : content ? JSON.stringify(content) : Object.values(row.answers)[0]?.text || String(named || "");
 }
+/* The first metric that changed, else the weightiest one. */
 function moved(row, model, against) {
-  const name = Object.keys(data.signs[row.set] || {}).find((one) => one in (row.answers[model]?.scores || {}));
-  if (!name) return "";
-  const after = row.answers[model].scores[name], before = row.answers[against]?.scores[name];
-  return `${name.replaceAll("_", " ")} ${before === undefined || model === against ? "" : `${number(before)} → `}${number(after)}`;
+  const after = row.answers[model]?.scores || {}, before = model === against ? {} : row.answers[against]?.scores || {};
+  const names = Object.keys(data.signs[row.set] || {}).filter((one) => one in after);
+  const name = names.find((one) => one in before && before[one] !== after[one]) || names[0];
+  return name ? `${name.replaceAll("_", " ")} ${name in before ? `${number(before[name])} → ` : ""}${number(after[name])}` : "";
 }
 const WORDS = { better: "▲ ", worse: "▼ ", same: "", "": "" };
-function card(row, model, against) {
+function card(row, model, against, marks) {
   const change = standing(gains(row, model, against));
   const question = text(element("span", "asked"), asked(row).slice(0, 240).replace(/\s+/g, " "));
   question.dir = "auto";
@@ -163,7 +179,7 @@ function card(row, model, against) {
   made.addEventListener("toggle", () => {
     if (!made.open || made.children.length > 1) return;
     const inside = element("div", "inside");
-    fill(inside, row, model, against);
+    fill(inside, row, model, against, marks);
     made.append(inside);
   });
   return made;
@@ -175,16 +191,16 @@ function haystack(row) {
   return row.hay;
 }
 function draw() {
-  const { search, set, model, against, order, show } = tools, needle = search.value.trim().toLowerCase();
+  const { search, set, model, against, order, show, marks } = tools, needle = search.value.trim().toLowerCase();
   const rows = data.rows.filter((row) => (!set.value || row.set === set.value) && model.value in row.answers && (!needle || haystack(row).includes(needle)))
     .map((row) => ({ row, change: gains(row, model.value, against.value) }))
     .filter((one) => !show.value || standing(one.change) === show.value);
   const none = [Infinity], sign = order.value === "best" ? -1 : 1;
   if (order.value !== "row") rows.sort((a, b) => sign * compare(a.change.length ? a.change : none, b.change.length ? b.change : none) || data.rows.indexOf(a.row) - data.rows.indexOf(b.row));
   else rows.sort((a, b) => data.sets.indexOf(a.row.set) - data.sets.indexOf(b.row.set) || a.row.row - b.row.row);
-  list.replaceChildren(...rows.slice(0, shown).map((one) => card(one.row, model.value, against.value)));
+  list.replaceChildren(...rows.slice(0, shown).map((one) => card(one.row, model.value, against.value, marks.value)));
   if (!rows.length) list.append(element("p", "none", "No row fits."));
-  count.textContent = `${rows.length.toLocaleString("en")} of the ${data.rows.length.toLocaleString("en")} rows here`;
+  count.textContent = rows.length === data.rows.length ? "" : `${rows.length.toLocaleString("en")} of ${data.rows.length.toLocaleString("en")} rows`;
   more.hidden = rows.length <= shown;
   more.textContent = `Show ${Math.min(MANY, rows.length - shown)} more`;
 }
