@@ -1,20 +1,70 @@
-"""``mlxforge models``: the families, and what a model is."""
+"""``mlxforge models``: the models on this disk, the families, and what a model is."""
 
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
+from typing import Any
 
 import click
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+PIPE = 200
 
 
 @click.group()
 def models() -> None:
-    """Model families, and what a model is."""
+    """Models on this disk, model families, and what a model is."""
 
 
 @models.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
-def list_command(as_json: bool) -> None:
+@click.option(
+    "--runs-dir", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder that holds the runs."
+)
+@click.option(
+    "--in",
+    "places",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="Look here too; repeatable. [always: this folder and that of the runs]",
+)
+@click.option("--hub/--no-hub", default=True, help="The models in the Hugging Face cache too.")
+@JSON
+def list_command(runs_dir: Path, places: tuple[Path, ...], hub: bool, as_json: bool) -> None:
+    """List the models on this disk: folders, fused and exported results, GGUF files, the hub's cache.
+
+    What stands under 'model' is what commands take. Training runs are in 'mlxforge runs list', families that can be trained
+    in 'mlxforge models families'.
+    """
+    from mlxforge.runs.inventory import list_models
+    from mlxforge.runs.lineage import searched
+
+    found = list_models(searched(runs_dir, places), hub=hub)
+    if as_json:
+        import msgspec
+
+        click.echo(json.dumps(msgspec.to_builtins(found), indent=2, ensure_ascii=False))
+        return
+    from mlxforge.ui.units import NONE, one_line, size
+
+    rows = [(one.name, one.kind, one.family or NONE, size(one.size), _made_of(one.origin) or NONE, one.note) for one in found]
+    _table(("model", "kind", "family", "size", "made of", ""), [[one_line(cell) for cell in row] for row in rows])
+
+
+def _made_of(origin: dict[str, Any]) -> str:
+    """The run or the model that a result was made of."""
+    run, adapters = origin.get("run") or {}, origin.get("adapters") or []
+    if run.get("name"):
+        return f"run:{run['name']}" + (f"@{run['step']}" if run.get("step") is not None else "")
+    name = adapters[-1].get("name") if adapters else (origin.get("model") or {}).get("name")
+    return str(name or "")
+
+
+@models.command("families")
+@JSON
+def families_command(as_json: bool) -> None:
     """List the model families that are known by name.
 
     Other families that mlx-lm loads can be trained too, without packing and GGUF export.
@@ -25,18 +75,27 @@ def list_command(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(families, indent=2, ensure_ascii=False))
         return
+    titles = ("family", "models", "end of turn", "thinking", "packed", "GGUF")
+    rows = [
+        (row["family"], row["title"], row["eot"][0], row["thinking"], "yes" if row["packable"] else "no", row["gguf"] or "-")
+        for row in families
+    ]
+    _table(titles, rows, folded=("models", "end of turn"))
+
+
+def _table(titles: tuple[str, ...], rows: list[Any], folded: tuple[str, ...] = ("model", "made of", "")) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
-    for title, no_wrap in (("family", True), ("models", False), ("end of turn", False), ("thinking", True), ("packed", True)):
-        table.add_column(title, no_wrap=no_wrap, overflow="fold")
-    table.add_column("GGUF", no_wrap=True)
-    for row in families:
-        cells = (row["title"], row["eot"][0], row["thinking"], "yes" if row["packable"] else "no", row["gguf"] or "-")
-        table.add_row(*(Text(cell) for cell in (row["family"], *cells)))
-    Console().print(table)
+    for title in titles:
+        justify = "right" if title == "size" else "left"
+        table.add_column(title, no_wrap=title not in folded, overflow="fold", justify=justify)  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    # A pipe has no width: lines stay whole there, for grep and awk.
+    Console(width=None if sys.stdout.isatty() else PIPE).print(table)
 
 
 @models.command("detect")

@@ -223,7 +223,7 @@ def generic_family(model_type: str, path: Path) -> Family:
         title = f"{model_type} (known to mlx-lm only)"
         return Family(model_type, title, (model_type,), replace(ANY_LLAMA, template="chatml"), None, packable=False)
     near = get_close_matches(model_type, [*known, *(kind for row in FAMILIES.values() for kind in row.model_types)], n=1)
-    fix = f"did you mean '{near[0]}'?" if near else "see 'mlxforge models list', or upgrade mlx-lm"
+    fix = f"did you mean '{near[0]}'?" if near else "see 'mlxforge models families', or upgrade mlx-lm"
     raise ModelError(f"mlx-lm does not know the family '{model_type}'", where=str(path / "config.json"), fix=fix)
 
 

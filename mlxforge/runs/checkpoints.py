@@ -57,6 +57,12 @@ def checkpoint(run: Path, at: str) -> Path | None:
     raise RunError(what, where=str(run), fix=fix)
 
 
+def marked_steps(run: Path) -> dict[int, list[str]]:
+    """step -> ``best`` and ``last`` where it is that, of the checkpoints that a run still has."""
+    links = {link: linked_step(run, link) for link in (BEST, LAST)}
+    return {step: [link for link, at in links.items() if at == step] for step in kept_steps(run)}
+
+
 def published(step: Path, below: Path, model: str, dtype: str) -> Path:
     """A checkpoint of a run that lies over another adapter, as one adapter of both: the run's own one is made like that.
 

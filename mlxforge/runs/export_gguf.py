@@ -12,6 +12,7 @@ from mlxforge.core.events import Emit, Noted, Warned, ignore
 from mlxforge.core.files import disk_errors
 from mlxforge.models.hub import display_name
 from mlxforge.runs.opening import Base, changed_base
+from mlxforge.runs.origin import BESIDE, beside_gguf, write_origin
 from mlxforge.runs.verify import Material, NotVerified, checked, material
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ def one_file(
         # What an earlier export left must not be taken for this one's.
         for old in (report_path(file), unverified(file)):
             old.unlink(missing_ok=True)
+        write_origin(file, made.base, made.path, "gguf", quant=quant)
         return {**written, "passed": None}
     try:
         found = checked(place, made, written, fuzz=fuzz, emit=emit)
@@ -149,7 +151,8 @@ def one_file(
         raise
     if found["passed"]:
         with disk_errors(file):
-            report_path(file).unlink(missing_ok=True)
+            for old in (report_path(file), beside_gguf(file, BESIDE)):
+                old.unlink(missing_ok=True)
             os.replace(place, file)
         found["file"], written["file"] = file.name, str(file)
     path = report_path(file)

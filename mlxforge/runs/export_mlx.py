@@ -18,6 +18,7 @@ from mlxforge.models.hub import resolve_model
 from mlxforge.runs.cards import facts_of, shown_base
 from mlxforge.runs.fuse import COPIED, INDEX, check_output, fuse
 from mlxforge.runs.opening import Base
+from mlxforge.runs.origin import write_origin
 
 if TYPE_CHECKING:
     from mlxforge.export.quantized import Packed
@@ -142,3 +143,4 @@ def write_rest(made: Path, folder: Path, base: Base, result: Packed, packing: st
     files += [f"not packed, since their rows do not divide: {', '.join(result.kept)}"] if result.kept else []
     facts = facts_of(base, path, packing=packing, relation="quantized", library="mlx", files=files)
     (made / "README.md").write_text(card(shown_base(base, path), facts), encoding="utf-8")
+    write_origin(made, base, path, "mlx", packing=packing)

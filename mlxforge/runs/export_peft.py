@@ -15,6 +15,7 @@ from mlxforge.models.adapters import ADAPTER_CONFIG, PEFT_WEIGHTS, is_peft
 from mlxforge.models.hub import resolve_model
 from mlxforge.runs.cards import facts_of, shown_base
 from mlxforge.runs.opening import TEMPLATE, Base
+from mlxforge.runs.origin import write_origin
 
 # What belongs to the tokenizer; config.json stays away, since a folder with one is a model.
 TOKENIZER = (
@@ -82,6 +83,7 @@ def export_peft(
         write_tokenizer(folder, path, base)
         shown = public_name(named) if named else shown_base(base, path)
         (folder / "README.md").write_text(card(shown, facts), encoding="utf-8")
+        write_origin(folder, base, path, "peft")
         size = (folder / PEFT_WEIGHTS).stat().st_size
     said = {"kind": adapter.kind} | adapter.config
     return {

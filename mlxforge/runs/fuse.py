@@ -15,6 +15,7 @@ from mlxforge.core.files import check_new_directory, free_space, new_directory
 from mlxforge.models.hub import resolve_model
 from mlxforge.runs.cards import facts_of, shown_base
 from mlxforge.runs.opening import Base, changed_base
+from mlxforge.runs.origin import write_origin
 
 if TYPE_CHECKING:
     from mlxforge.export.packed import Repacked
@@ -139,7 +140,7 @@ def write_shard(file: Path, shard: Shard, source: Source) -> Iterator[int]:
 
 
 def write_rest(folder: Path, base: Base, source: Source, kind: str, packing: str) -> None:
-    """config.json, tokenizer, template, generation config and card."""
+    """config.json, tokenizer, template, generation config, card and origin."""
     from mlxforge.export.card import card
 
     for file in sorted({file for pattern in COPIED for file in source.path.glob(pattern) if file.is_file()}):
@@ -152,6 +153,7 @@ def write_rest(folder: Path, base: Base, source: Source, kind: str, packing: str
         _use_template(folder, homes[0])
     facts = facts_of(base, source.path, kind=kind, packing=packing, relation="finetune")
     (folder / "README.md").write_text(card(shown_base(base, source.path), facts), encoding="utf-8")
+    write_origin(folder, base, source.path, "fused", packing=packing)
 
 
 def _use_template(folder: Path, home: Path) -> None:

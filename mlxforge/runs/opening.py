@@ -169,6 +169,8 @@ def _named(name: str, runs_dir: Path) -> Base:
         return resolve_base(f"{RUN}{name}", runs_dir)
     if name.startswith(RUN) or name == "tiny" or is_folder(name):
         return resolve_base(name, runs_dir)
+    if "@" in name:
+        return resolve_base(f"{RUN}{name}", runs_dir)
     if looks_like_path(name):
         resolve_model(name)  # says what is wrong with it
     # The hub's ids have an owner; one that has none is taken as --model.

@@ -186,7 +186,7 @@ def objective_of(settings: TrainSettings) -> str:
 def changed_settings(config: Mapping[str, Any], objective: str) -> dict[str, Any]:
     """The settings of a ``config.yaml`` that differ from the objective's defaults, by dotted key; unknown ones count too."""
     defaults = {key: default for key, _, default in walk(SETTINGS.get(objective, TrainSettings))}
-    return {key: value for key, value in _flat(config, defaults) if key not in defaults or defaults[key] != value}
+    return {key: value for key, value in dotted_settings(config, defaults) if key not in defaults or defaults[key] != value}
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -246,13 +246,13 @@ def _day(created: Any) -> str:
     return time.strftime("%Y-%m-%d %H:%M")
 
 
-def _flat(values: Mapping[str, Any], known: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def dotted_settings(values: Mapping[str, Any], known: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Nested groups of settings as dotted keys; a mapping that is itself a setting stays whole."""
     flat: list[tuple[str, Any]] = []
     for key, value in values.items():
         dotted = f"{prefix}{key}"
         group = isinstance(value, dict) and dotted not in known and any(one.startswith(f"{dotted}.") for one in known)
-        flat += _flat(value, known, f"{dotted}.") if group else [(dotted, value)]
+        flat += dotted_settings(value, known, f"{dotted}.") if group else [(dotted, value)]
     return flat
 
 

@@ -223,5 +223,6 @@ def lineage(made: Material) -> dict[str, Any]:
     found: dict[str, Any] = {"model": {"name": display_name(made.path), "hash": model_hash(made.path)}, "adapters": adapters}
     if base.run and (base.run / RECORD).is_file():
         record = read_record(base.run)
-        found["run"] = {"name": base.run.name, "objective": record.get("objective"), "lineage": record.get("lineage")}
+        said = {"objective": record.get("objective"), "lineage": record.get("lineage")}
+        found["run"] = {"name": base.run.name, "step": base.step, **said}
     return found

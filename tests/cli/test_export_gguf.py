@@ -209,7 +209,7 @@ def test_verification_can_be_left_out_and_takes_an_old_report_along(tmp_path, ca
     assert (code, "out.report.json: is there already" in err) == (2, True)
     code, out, _ = call(capsys, *words, "--force")
     assert (code, "not verified: --no-verify" in out) == (0, True)
-    assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.gguf", "out.origin.json"]
 
 
 def test_what_is_wrong_is_said_and_nothing_written(tmp_path, capsys):

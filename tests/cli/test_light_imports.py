@@ -12,6 +12,7 @@ from mlxforge.cli.data import COMMANDS as DATA_COMMANDS
 from mlxforge.cli.export import COMMANDS as EXPORT_COMMANDS
 from mlxforge.cli.kb import COMMANDS as KB_COMMANDS
 from mlxforge.cli.main import COMMANDS
+from mlxforge.cli.runs import COMMANDS as RUNS_COMMANDS
 from mlxforge.cli.synth import COMMANDS as SYNTH_COMMANDS
 
 HEAVY = {"mlx", "mlx_lm", "transformers", "datasets", "numpy", "rich", "yaml", "tokenizers", "huggingface_hub", "matplotlib"}
@@ -24,9 +25,9 @@ PAGES = [
     *EXPORT,
     *(["kb", name] for name in KB_COMMANDS),
     *(["synth", name] for name in SYNTH_COMMANDS),
-    ["runs", "list"],
-    ["runs", "watch"],
+    *(["runs", name] for name in RUNS_COMMANDS),
     ["models", "list"],
+    ["models", "families"],
     ["models", "detect"],
 ]
 CODE = """

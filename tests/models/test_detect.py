@@ -127,7 +127,7 @@ def test_a_type_that_only_mlx_lm_knows_is_treated_with_care(tmp_path: Path) -> N
     ("config", "message"),
     [
         ('{"model_type": "qwen9"}', r"config.json: mlx-lm does not know the family 'qwen9' \(did you mean 'qwen"),
-        ('{"model_type": "zzzzz"}', r"does not know the family 'zzzzz' \(see 'mlxforge models list', or upgrade mlx-lm\)"),
+        ('{"model_type": "zzzzz"}', r"does not know the family 'zzzzz' \(see 'mlxforge models families', or upgrade mlx-lm\)"),
         ('{"model_type": "cache"}', r"does not know the family 'cache'"),
         ('{"model_type": "../../etc"}', r"does not know the family"),
         ('{"vocab_size": 3}', r"config.json: config.json names no model_type"),
