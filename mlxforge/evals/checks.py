@@ -39,6 +39,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         value, low, high: of the figure; of a regression the difference, model minus against. The interval may be unknown.
         bound: what the value had to reach or keep to.
+        against: of a regression the model that it is held against, else empty.
         within_noise: the interval reaches over the bound.
         why: what a reader must know of it; empty where it is plain.
     """
@@ -51,6 +52,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     low: float | None
     high: float | None
     bound: str
+    against: str
     passed: bool
     within_noise: bool
     why: str
@@ -93,10 +95,10 @@ def hold_tolerance(report: Report, one: Tolerance, *, confidence: float = LEVEL,
     theirs = figure(report, one.against, one.path.set, one.path.metric) or MISSING
     if mine.value is None or theirs.value is None:
         lacking = (one.path.label, mine) if mine.value is None else (one.against, theirs)
-        return _check(one, f"against {one.against}", why=_unmeasured(*lacking))
+        return _check(one, "", why=_unmeasured(*lacking))
     allowed = one.amount * abs(theirs.value) if one.share else one.amount
     harm = -SIGNS[mine.better]  # how much worse it is: harm times the difference
-    bound = f"{'at most' if harm > 0 else 'at least'} {signed(harm * allowed)} against {one.against}"
+    bound = f"{'at most' if harm > 0 else 'at least'} {signed(harm * allowed)}"
     value, interval, how = difference(report, one, mine, theirs)
     if interval is None:
         return _check(one, bound, value, passed=sign(harm * value, allowed) <= 0, why=how)
@@ -128,7 +130,7 @@ def difference(report: Report, one: Tolerance, mine: Value, theirs: Value) -> tu
 def _told(passed: bool, noise: bool, strict: bool) -> str:
     if not noise:
         return "" if passed else "beyond noise"
-    return "within noise" if passed else "the interval reaches over the bound" if strict else "missed within noise"
+    return "within noise" if passed else "not proved" if strict else "missed within noise"
 
 
 def _unmeasured(label: str, value: Value) -> str:
@@ -156,6 +158,7 @@ def _check(
         low=low,
         high=high,
         bound=bound,
+        against=one.against if isinstance(one, Tolerance) else "",
         passed=passed,
         within_noise=noise,
         why=why,

@@ -55,7 +55,8 @@ def number(value: float | None, unit: str = "") -> str:
     if size and size < 1e-3:
         text = f"{value:.1e}"
     else:
-        text = f"{value:.3f}" if size < 10 else f"{value:.2f}" if size < 1000 else f"{value:,.0f}"
+        digits = next((digits for limit, digits in ((10, 3), (100, 2), (1000, 1)) if size < limit), 0)
+        text = f"{value:,.{digits}f}"
     return f"{text} {unit}".rstrip()
 
 

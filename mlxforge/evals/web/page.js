@@ -30,7 +30,7 @@ function text(where, content) {
 function number(value) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
-  const words = size && size < 1e-3 ? value.toExponential(1) : size < 10 ? value.toFixed(3) : size < 1000 ? value.toFixed(2) : Math.round(value).toLocaleString("en");
+  const words = size && size < 1e-3 ? value.toExponential(1) : size < 10 ? value.toFixed(3) : size < 100 ? value.toFixed(2) : size < 1000 ? value.toFixed(1) : Math.round(value).toLocaleString("en");
   return words.replace(/\.?0+$/, (tail) => (words.includes(".") && !words.includes("e") ? "" : tail)).replace("-", "−");
 }
 
