@@ -131,7 +131,8 @@ def test_every_row_is_held_to_its_own_schema():
 
 
 @pytest.mark.parametrize("schema", [{"type": "objekt"}, {"$ref": "#/$defs/none"}, {"$ref": "https://example.com/schema.json"}])
-def test_a_schema_that_is_none_is_an_error_and_nothing_is_fetched(schema):
+def test_a_schema_that_is_none_is_an_error_and_nothing_is_fetched(schema, monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_: pytest.fail("it was looked for in a network"))
     with pytest.raises(DataError, match="row 1"):
         column(METRICS["schema_valid"], [Graded(answer="{}", schema=schema)])
 
