@@ -15,6 +15,7 @@ from mlxforge.core.files import bytes_hash
 from mlxforge.core.rows import Message
 from mlxforge.knowledge.asked import ProviderSettings, Reply, Request
 from mlxforge.knowledge.constrained import Constrainer, Constraint
+from mlxforge.models.generate import batches
 from mlxforge.models.load import embedding_rows
 from mlxforge.models.render import TemplateRefused
 from mlxforge.models.streaming import HEADER, answer_in, context_length, first_kind, markers
@@ -53,10 +54,11 @@ class LocalProvider:
 
     def complete(self, requests: Iterable[Request]) -> Iterator[Reply]:
         """See :class:`Provider`."""
-        from mlx_lm.models.cache import make_prompt_cache
+        yield from (self._together if self._batched else self._alone)(iter(requests))
 
-        batched = all(hasattr(layer, "merge") for layer in make_prompt_cache(self.loaded.model))
-        yield from (self._together if batched else self._alone)(iter(requests))
+    @cached_property
+    def _batched(self) -> bool:
+        return batches(self.loaded.model)
 
     def _together(self, requests: Iterator[Request]) -> Iterator[Reply]:
         from mlx_lm.generate import BatchGenerator

@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 TOGETHER = 32  # prompts answered at a time
+TRIED = 7  # prompts that tell whether a model can answer several together: no model has seven key heads
 AT_ONCE = 2048  # tokens of a prompt read at a time
 
 
@@ -39,16 +40,18 @@ class Made(NamedTuple):
 
 
 def batches(model: nn.Module) -> bool:
-    """Whether mlx-lm's batch generator takes a model: two prompts of unequal length are tried.
+    """Whether mlx-lm's batch generator takes a model: prompts of unequal length are tried.
 
-    Some caches cannot be joined, and some models (Gemma 2) cannot apply the mask of a padded prompt.
+    Some caches cannot be joined, and some models (Gemma 2) cannot apply the mask of padded prompts: they fail unless there are
+    as many prompts as key heads, and are wrong then. So as many are tried as no model has.
     """
     from mlx_lm.models.cache import make_prompt_cache
 
     if not all(hasattr(layer, "merge") for layer in make_prompt_cache(model)):
         return False
     try:
-        return len(list(greedy_batches(model, [[0, 1], [0, 1, 2]], [1, 1], ()))) == 2
+        tried = [list(range(size)) for size in range(2, 2 + TRIED)]
+        return len(list(greedy_batches(model, tried, [1] * TRIED, ()))) == TRIED
     except (AttributeError, IndexError, TypeError, ValueError):
         return False
 
