@@ -57,7 +57,7 @@ GATED = ("exact_match", "command_exact", "choice_accuracy", "preference_accuracy
 @click.option(
     "--prefer-tuned",
     metavar="NAME",
-    help="Also: the newest run of this name (NAME, NAME-2, …) or objective that passed its gate.",
+    help="Also: the newest run of this name or objective that passed its gate.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The report as one object on stdout, notes on stderr.")
 @click.option("--plain", is_flag=True, help="Lines in place of a table.")
