@@ -149,3 +149,43 @@ def _next(found: Pipeline, summary: Summary) -> list[str]:
     if summary.ships is False and summary.report:
         commands.append(f"open {summary.report}")
     return commands
+
+
+def project_of(run: str, runs_dir: Path) -> Path | None:
+    """The folder of the project that ``runs watch`` means: the one named, or the one that the runs are of, or none."""
+    from mlxforge.runs.project import FILE
+
+    if run == "last":
+        return next((place for place in (runs_dir.parent, Path()) if (place / FILE).is_file()), None)
+    named = Path(run)
+    return named if (named / FILE).is_file() else named.parent if named.name == FILE and named.is_file() else None
+
+
+def runs_of(project: Path) -> Path:
+    """The folder of a project's runs."""
+    from mlxforge.runs.project import FILE, read_project
+
+    return read_project(project / FILE).runs_dir
+
+
+def watch_pipeline(project: Path, mode: Any) -> bool:
+    """Shows the pipeline that works on a project until it ends or ``q`` is typed; false where none does."""
+    from mlxforge.core.eventlog import NAME, replay
+    from mlxforge.core.events import Control
+    from mlxforge.runs.pipeline_state import Ledger
+    from mlxforge.runs.project import TRAINING
+    from mlxforge.ui.bars import bars
+    from mlxforge.ui.listen import listeners
+    from mlxforge.ui.pipeline import console, watch
+
+    ledger, control = Ledger(project), Control()
+    if not ledger.live:
+        return False
+
+    def open_stage(label: str) -> Any:
+        trains = label.partition(":")[0] in TRAINING
+        return listeners(mode or "auto", control, watching=True) if trains or mode else bars()
+
+    alive = lambda: ledger.live and not control.finish  # noqa: E731
+    watch(replay(ledger.folder / NAME, follow=True, alive=alive, ends=None), open_stage, console())
+    return True

@@ -113,10 +113,18 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 @FOLDER
 @click.option("--plain", "mode", flag_value="plain", default=None, help="Lines instead of the dashboard.")
 def watch(run: str, runs_dir: Path, mode: str | None) -> None:
-    """Watch a live run from another terminal; q leaves, the run goes on.
+    """Watch a live run or pipeline from another terminal; q leaves, it goes on.
 
-    Of a run that has ended, the last picture is shown.
+    RUN may be a project's folder too. A pipeline that is at work is shown stage by stage; of a run that has ended, the last
+    picture is shown.
     """
+    from mlxforge.cli.pipeline import project_of, runs_of, watch_pipeline
+
+    project = project_of(run, runs_dir)
+    if project is not None and watch_pipeline(project, mode):
+        return
+    if project is not None and run != "last":
+        run, runs_dir = "last", runs_of(project)
     from mlxforge.core.eventlog import NAME, replay
     from mlxforge.core.events import Control
     from mlxforge.runs.record import find_run, is_live

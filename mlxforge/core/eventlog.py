@@ -106,12 +106,17 @@ def _with_nan(line: bytes) -> ev.Event | None:
 
 
 def replay(
-    path: Path, follow: bool = False, *, alive: Callable[[], bool] | None = None, poll: float = POLL
+    path: Path,
+    follow: bool = False,
+    *,
+    alive: Callable[[], bool] | None = None,
+    poll: float = POLL,
+    ends: type[ev.Event] | None = ev.RunEnded,
 ) -> Iterator[ev.Event]:
     """The events of a log, in order; damaged lines are passed over, a half-written last one is waited for or left.
 
-    ``follow`` goes on with what is appended until a :class:`RunEnded` is the last event or ``alive`` says no (it tells whether
-    the run's process still lives; by default it is trusted to). A log that shrinks, because its run was resumed from a
+    ``follow`` goes on with what is appended until an event of the kind ``ends`` is the last one or ``alive`` says no (it tells
+    whether the run's process still lives; by default it is trusted to). A log that shrinks, because its run was resumed from a
     checkpoint, is read on from its new end.
     """
     while not path.exists():
@@ -125,7 +130,7 @@ def replay(
             if block := file.read(BLOCK):
                 *lines, rest = (rest + block).split(b"\n")
                 for event in filter(None, map(parse, lines)):
-                    ended = isinstance(event, ev.RunEnded)
+                    ended = ends is not None and isinstance(event, ends)
                     yield event
                 continue
             if last or ended or not follow:

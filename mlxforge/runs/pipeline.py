@@ -15,8 +15,9 @@ import msgspec
 
 from mlxforge.core.errors import ConfigError, Interrupted, MlxforgeError
 from mlxforge.core.eventlog import EventLog
-from mlxforge.core.events import Control, Emit, StageEnded, StageStarted, fan_out
+from mlxforge.core.events import Control, Emit, RunEnded, StageEnded, StageStarted, fan_out
 from mlxforge.evals.road import Action
+from mlxforge.runs.pipeline_gains import summed_up
 from mlxforge.runs.pipeline_order import Made, Road, Step, begun
 from mlxforge.runs.pipeline_state import DONE, EVENTS, FOLDER, MISSING, RUNNING, Record, differences, finished, key_of
 from mlxforge.runs.pipeline_train import free_run
@@ -175,7 +176,7 @@ def _step(road: Road, step: Step, states: dict[str, str], log: EventLog, shown: 
     states[step.label] = "runs"
     began = time.time()
     with shown(step, dict(states)) as (emit, control):
-        told = fan_out([log, emit])
+        told = fan_out([log, _without_next(emit)])
         told(StageStarted(stage=step.label, states=dict(states)))
         status, gained = "failed", ""
         try:
@@ -183,6 +184,7 @@ def _step(road: Road, step: Step, states: dict[str, str], log: EventLog, shown: 
             _reset_memory()
             made = road.table[step.stage].run(road, step, record, told, control)
             _end(road, step, record, made, began)
+            gained = summed_up(step, made.result)
             status = states[step.label] = "done"
         except KeyboardInterrupt:
             status = "interrupted"
@@ -199,6 +201,11 @@ def _step(road: Road, step: Step, states: dict[str, str], log: EventLog, shown: 
                 states[step.label] = status
             told(StageEnded(stage=step.label, status=status, seconds=round(time.time() - began, 2), gained=gained))
     _let_go()
+
+
+def _without_next(emit: Emit) -> Emit:
+    """The events as they are, but a run that ends does not say what to run next: the next stage does it."""
+    return lambda event: emit(msgspec.structs.replace(event, next_steps=[]) if isinstance(event, RunEnded) else event)
 
 
 def _begin(road: Road, step: Step, record: Record | None, began: float) -> Record:

@@ -20,7 +20,7 @@ MARGIN = 64 << 20
 
 
 def forecasts(pipeline: Pipeline, emit: Emit = ignore) -> dict[str, Forecast]:
-    """Step -> forecast of all that is to be done; training is probed on this machine, so that it takes some seconds."""
+    """Step -> forecast of all that is to be done; training by the shapes of its model and data."""
     return {one.step.label: forecast(pipeline.road, one, emit) for one in pipeline.work}
 
 
@@ -47,7 +47,7 @@ def _training(road: Road, step: Step, emit: Emit) -> Forecast:
     done = taken is None or ((record := road.ledger.read(taken.name)) is not None and record.status == "done")
     model = road.model(step) if done else road.project.model(road.project.settings.model)
     found = dry_run(msgspec.structs.replace(job_of(road, step), model=model, name=None), [emit])
-    adapter = int(found["memory"].get("trained", 0))
+    adapter = int(found["memory"]["adapters"])
     kept = 3 * adapter * (step.get("keep") + 2)  # weights and two moments in each checkpoint
     return Forecast(
         tokens=round(found["tokens"] * found["epochs"]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ import msgspec
 from mlxforge.core.errors import MlxforgeError
 from mlxforge.core.files import write_atomic
 from mlxforge.evals.report import PAGE, REPORT
-from mlxforge.evals.road import Gain, Outcome, Summary
+from mlxforge.evals.road import Outcome, Summary
 from mlxforge.runs.pipeline import Pipeline
 from mlxforge.runs.pipeline_eval import report_folder
+from mlxforge.runs.pipeline_gains import gains, made_of, tokens_of
 from mlxforge.runs.pipeline_order import Road, Step
 from mlxforge.runs.pipeline_state import DONE, Record
 from mlxforge.runs.project import TRAINING
@@ -81,7 +81,7 @@ def outcome(road: Road, step: Step, done: bool) -> Outcome:
     if record is None or record.status != DONE:
         return Outcome(stage=step.label, status=record.status if record else "not done", done=False)
     result = record.result
-    tokens = result.get("tokens") if step.stage in TRAINING or step.stage == "ingest" else _asked(result)
+    tokens = tokens_of(step.stage, result)
     return Outcome(
         stage=step.label,
         status=DONE,
@@ -91,30 +91,9 @@ def outcome(road: Road, step: Step, done: bool) -> Outcome:
         peak_memory=int(result.get("peak_memory_bytes") or record.peak_memory),
         disk=_size(road, record),
         cost=float(result.get("cost") or 0.0),
-        made=MADE[step.stage](result) if step.stage in MADE else "",
+        made=made_of(step.stage, result),
         gains=list(gains(result)) if step.stage in TRAINING else [],
     )
-
-
-def gains(result: Mapping[str, Any]) -> Iterator[Gain]:
-    """Before and after of a training run: its held-out text, its task, general text."""
-    for name, (before, after) in {
-        "valid": (result.get("before"), result.get("valid")),
-        "retention": _pair(result.get("retention")),
-    }.items():
-        if name == "retention":
-            for task, score in (result.get("task") or {}).items():
-                yield Gain(name=task, before=score["before"], after=score["after"], share=True)
-        if before and after and after.get("bpb") is not None:
-            yield Gain(name=f"{name} bpb", before=before.get("bpb"), after=after.get("bpb"), better="lower")
-
-
-def _pair(found: Any) -> tuple[Any, Any]:
-    return (found.get("before"), found.get("after")) if isinstance(found, dict) else (None, None)
-
-
-def _asked(result: Mapping[str, Any]) -> int:
-    return int(result.get("prompt_tokens") or 0) + int(result.get("completion_tokens") or 0)
 
 
 def _size(road: Road, record: Record) -> int:
@@ -128,19 +107,3 @@ def size(path: Path) -> int:
     if path.is_dir() and not path.is_symlink():
         return sum(size(one) for one in path.iterdir())
     return path.lstat().st_size if path.exists() else 0
-
-
-def _rows(result: Mapping[str, Any]) -> str:
-    rows = result.get("rows") or {}
-    return f"{sum(rows.values()):,} rows" if isinstance(rows, dict) else f"{rows:,} rows"
-
-
-MADE: dict[str, Any] = {
-    "ingest": lambda result: f"{result['total']['documents']:,} documents, {result['total']['tokens']:,} tokens",
-    "synth": _rows,
-    "pairs": lambda result: f"{result['pairs']:,} pairs",
-    "eval": lambda result: f"{len(result['models'])} models compared",
-    "fuse": lambda result: f"{result['bytes'] / 1e6:,.1f} MB",
-    "export": lambda result: ", ".join(f"{Path(file['file']).name} {file['bytes'] / 1e6:,.1f} MB" for file in result["files"]),
-    "verify": lambda result: f"{sum(file['checks'] for file in result['files'])} checks passed",
-}

@@ -96,6 +96,7 @@ class SynthStage(StageSettings):
     schema: Annotated[str | None, help("commands: a YAML schema")] = None
     from_click: Annotated[str | None, help("commands: MODULE:COMMAND of a Click program")] = None
     rows: Annotated[int, help("commands: rows in all", ge=1, le=1_000_000)] = 1000
+    share: Annotated[list[str], help("commands: parts of the cases, such as typo=30")] = []
 
 
 class PairsStage(StageSettings):

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mlxforge.core.errors import MissingExtraError, RunFailed
-from mlxforge.core.events import Control, Emit
+from mlxforge.core.events import Control, Emit, Noted
 from mlxforge.core.files import sweep
 from mlxforge.runs import pipeline_train
 from mlxforge.runs.pipeline_eval import check_eval, eval_makes, eval_reads, run_eval
@@ -26,7 +26,7 @@ LOCAL = ("localhost", "127.0.0.1", "::1", "")
 PARTS = ("train", "valid", "test")
 # Of which kind of synth a setting is; the others are of both.
 QA = ("kb", "styles", "per_chunk", "limit", "audience", "temperature", "near", "judge")
-COMMANDS = ("schema", "from_click", "rows")
+COMMANDS = ("schema", "from_click", "rows", "share")
 
 
 def _place(road: Road, step: Step, key: str) -> Path:
@@ -201,14 +201,14 @@ def _qa(road: Road, step: Step, output: Path, emit: Emit) -> dict[str, Any]:
 
 def _commands(road: Road, step: Step, output: Path, emit: Emit) -> dict[str, Any]:
     from mlxforge.knowledge.providers import provider
-    from mlxforge.runs.synth_commands import schema_of, synth_commands
+    from mlxforge.runs.synth_commands import schema_of, shares_of, synth_commands
 
     schema = step.get("schema")
     found = schema_of(Path(expand(road.project.place(schema))) if schema else None, step.get("from_click"), emit)
     name = step.get("provider")
-    shares = {key: step.get(key) for key in ("rows", "seed", "valid", "test")}
+    given = {key: step.get(key) for key in ("rows", "seed", "valid", "test")}
     asked = provider(name, reached(road, step)) if name else None
-    return synth_commands(found, output, **shares, asked=asked, force=True, emit=emit)
+    return synth_commands(found, output, **given, shares=shares_of(step.get("share")), asked=asked, force=True, emit=emit)
 
 
 # pairs
@@ -326,7 +326,7 @@ def _export_check(road: Road, step: Step) -> Iterator[str]:
 
 
 def _export(road: Road, step: Step, _: Record, emit: Emit, __: Control) -> Made:
-    from mlxforge.runs.export_gguf import export_gguf
+    from mlxforge.runs.export_gguf import NOT_WANTED, export_gguf
     from mlxforge.runs.opening import resolve_base
 
     output = road.project.exports / f"{step.suffixed(road.project.name)}.gguf"
@@ -334,8 +334,14 @@ def _export(road: Road, step: Step, _: Record, emit: Emit, __: Control) -> Made:
     sweep(output.parent)
     verify = False if "verify" in road.project.stages else None
     base = resolve_base(road.model(step), road.project.runs_dir)
-    result = export_gguf(base, output, step.get("quants"), verify=verify, force=True, emit=emit)
+    told_of = _but(NOT_WANTED, emit)  # the stage after it does
+    result = export_gguf(base, output, step.get("quants"), verify=verify, force=True, emit=told_of)
     return Made(result, tuple(Path(file["file"]) for file in result["files"]))
+
+
+def _but(note: str, emit: Emit) -> Emit:
+    """All but one note."""
+    return lambda event: None if isinstance(event, Noted) and event.message == note else emit(event)
 
 
 def _exported(road: Road, step: Step) -> Step | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from rich import box
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mlxforge.core import events as ev
 from mlxforge.evals.road import Forecast, Gain, Outcome, PlanRow, Summary
 from mlxforge.ui import units
 
@@ -39,6 +41,30 @@ def status_line(states: Mapping[str, str]) -> Text:
         sign, style = SIGNS.get(state, SIGNS["waits"])
         line.append(("  " if place else "") + f"{sign} {label}", style)
     return line
+
+
+def watch(events: Iterable[ev.Event], open_stage: Callable[[str], AbstractContextManager[ev.Emit]], out: Console) -> None:
+    """Shows a pipeline of another process by its events: the line of all stages, and each stage as its own command would."""
+    with ExitStack() as stage:
+        emit: ev.Emit = ev.ignore
+        for event in events:
+            if isinstance(event, (ev.StageStarted, ev.StageEnded)):
+                stage.close()
+                emit = ev.ignore
+            if isinstance(event, ev.StageStarted):
+                out.print(status_line(event.states), soft_wrap=True)
+                emit = stage.enter_context(open_stage(event.stage))
+            elif isinstance(event, ev.StageEnded):
+                out.print(stage_end(event))
+            else:
+                emit(event)
+
+
+def stage_end(event: ev.StageEnded) -> Text:
+    """``✓ cpt done in 0:31: valid bpb 1.393 → 1.016``."""
+    sign, style = SIGNS.get(event.status, SIGNS["failed"])
+    gained = f": {event.gained}" if event.gained else ""
+    return Text(f"{sign} {event.stage} {event.status} in {units.clock(event.seconds)}", style) + Text(gained)
 
 
 def show_plan(planned: Sequence[PlanRow], out: Console) -> None:
