@@ -58,6 +58,14 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     why: str
 
 
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``gate.json`` says, as far as pages show it."""
+
+    passed: bool
+    requirements: list[Check]
+    time: str = ""
+
+
 def sign(value: float, bound: float) -> int:
     """-1, 0 or 1; equal but for rounding is equal: 1.22 - 1.20 is 0.02."""
     if math.isclose(value, bound, rel_tol=1e-9, abs_tol=1e-12):

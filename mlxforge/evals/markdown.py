@@ -22,6 +22,7 @@ from mlxforge.evals.figures import (
     title,
     visible,
 )
+from mlxforge.evals.outcome import CHECKS, STAGES, Beside, check_cells, stages, told
 from mlxforge.evals.regressions import Line, Rows, lost
 from mlxforge.evals.report import ROWS, Report, Value
 
@@ -46,18 +47,11 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: int) ->
     yield ""
 
 
-def markdown(report: Report, rows: Rows) -> str:
+def markdown(report: Report, rows: Rows, known: Beside) -> str:
     """The whole page; ``rows`` gives the examples."""
-    parts = (
-        _head(report),
-        _models(report),
-        _sets(report),
-        _tests(report),
-        _curves(report),
-        _worst(report, rows),
-        _notes(report),
-    )
-    return "\n".join(line for part in parts for line in part).rstrip() + "\n"
+    above = (_head(report), _outcome(known), _models(report), _sets(report), _tests(report))
+    below = (_curves(report), _worst(report, rows), _notes(report))
+    return "\n".join(line for part in (*above, *below) for line in part).rstrip() + "\n"
 
 
 def _head(report: Report) -> Iterator[str]:
@@ -71,6 +65,16 @@ def _head(report: Report) -> Iterator[str]:
             yield f"- **{plain(model)}**{against}{f' — **{word}**' if word else ''}: {told}"
     facts = [part for part in (report.created, f"mlxforge {report.mlxforge}" if report.mlxforge else "") if part]
     yield from ("", *([plain(" · ".join(facts)), ""] if facts else []))
+
+
+def _outcome(known: Beside) -> Iterator[str]:
+    if known.verdict:
+        yield from ("## Gate", "", f"**{plain(told(known.verdict))}**", "")
+        cells = [tuple(map(plain, check_cells(check))) for check in known.verdict.requirements]
+        yield from table(CHECKS, cells, 3)
+    if known.road:
+        yield from ("## Stages", "")
+        yield from table(STAGES, [tuple(map(plain, row)) for row in stages(known.road)], 3)
 
 
 def _models(report: Report) -> Iterator[str]:

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 from mlxforge.evals.charts import bounds, curve, whisker
@@ -35,6 +35,7 @@ from mlxforge.evals.figures import (
     title,
     visible,
 )
+from mlxforge.evals.outcome import CHECKS, STAGES, Beside, check_cells, stages, told
 from mlxforge.evals.regressions import Rows
 from mlxforge.evals.report import Report, Test, Value
 
@@ -54,11 +55,19 @@ def figures(words: str) -> str:
     return html.escape(words).replace("-", "−")
 
 
-def page(report: Report, rows: Rows) -> str:
+def page(report: Report, rows: Rows, known: Beside) -> str:
     """The whole file."""
     style, script = (WEB / "page.css").read_text("utf-8"), (WEB / "page.js").read_text("utf-8")
     shown = list(shown_rows(report, rows))
-    parts = [_header(report, bool(shown)), "<main>", *_sets(report), *_tests(report), *_curves(report)]
+    parts = [
+        _header(report, known, bool(shown)),
+        "<main>",
+        *_gate(known),
+        *_stages(known),
+        *_sets(report),
+        *_tests(report),
+        *_curves(report),
+    ]
     parts += explorer(len(rows.kept), len(shown)) if shown else ()
     parts += [*_models(report), *_notes(report), "</main>", _footer(report)]
     if shown:
@@ -77,7 +86,7 @@ def page(report: Report, rows: Rows) -> str:
     )
 
 
-def _header(report: Report, has_rows: bool) -> str:
+def _header(report: Report, outcome: Beside, has_rows: bool) -> str:
     known, cards = labels(report), []
     sets = len(set_names(report))
     for model, found in findings(report).items():
@@ -88,9 +97,13 @@ def _header(report: Report, has_rows: bool) -> str:
         kind = word if word in ("better", "worse", "mixed") else ""
         cards.append(f'<li class="verdict {kind}"><h3>{text(model)} {against}{badge}</h3><ul class="changes">{items}</ul></li>')
     names = [f'<a href="#set-{at}">{text(name)}</a>' for at, name in enumerate(set_names(report))]
+    names = ['<a href="#gate">gate</a>'] * bool(outcome.verdict) + ['<a href="#stages">stages</a>'] * bool(outcome.road) + names
     names += ['<a href="#tests">tests</a>'] * bool(report.tests) + ['<a href="#training">training</a>'] * bool(report.curves)
     names += ['<a href="#rows">rows</a>'] * has_rows + ['<a href="#models">models</a>'] * bool(report.models)
     created = f" · {text(report.created)}" if report.created else ""
+    if outcome.verdict:
+        kind = "better" if outcome.verdict.passed else "worse"
+        created += f' <a class="badge {kind}" href="#gate">gate {told(outcome.verdict)}</a>'
     return (
         f'<header><p class="soft small">Evaluation{created}</p><h1>{text(headline(report))}</h1>'
         f'<ul class="verdicts">{"".join(cards)}</ul><nav aria-label="Sections">{"".join(names)}</nav></header>'
@@ -107,6 +120,40 @@ def _change(one: Finding, sets: int) -> str:
         f'<li class="{one.standing}"><span class="what">{name}{text(title(one.metric))}</span>'
         f'<span class="how">{mark}{figures(change(one))}</span><span class="why">{figures(", ".join(told))}</span></li>'
     )
+
+
+def _gate(known: Beside) -> Iterator[str]:
+    if not known.verdict:
+        return
+    when = f" · {text(known.verdict.time[:16].replace('T', ' '))}" if known.verdict.time else ""
+    yield f'<section><h2 id="gate">Gate</h2><p class="soft small">{told(known.verdict)}{when}</p>'
+    rows = [check_cells(check) for check in known.verdict.requirements]
+    kinds = ["better" if check.passed else "worse" for check in known.verdict.requirements]
+    yield from (*_table(("result", *CHECKS[1:]), rows, (3, 4), kinds), "</section>")
+
+
+def _stages(known: Beside) -> Iterator[str]:
+    if known.road:
+        yield '<section><h2 id="stages">Stages</h2><p class="soft small">What each stage gained, and what it cost.</p>'
+        yield from (*_table(STAGES, list(stages(known.road)), range(3, len(STAGES))), "</section>")
+
+
+def _table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], right: Container[int], kinds: Sequence[str] = ()
+) -> Iterator[str]:
+    """A plain table; ``kinds`` are of the first cell of each row."""
+    style = ['class="n"' if at in right else "" for at in range(len(heads))]
+    yield f'{OPEN}<table class="stack"><thead><tr>'
+    yield "".join(f'<th scope="col" {style[at]}>{html.escape(head)}</th>' for at, head in enumerate(heads))
+    yield "</tr></thead><tbody>"
+    for number_of, row in enumerate(rows):
+        kind = f'class="delta {kinds[number_of]}"' if kinds else ""
+        yield "<tr>"
+        for at, words in enumerate(row):
+            shown = figures(words) if at in right else text(words)
+            yield f'<td data-label="{heads[at]}" {style[at] if at else kind}>{shown if words else ""}</td>'
+        yield "</tr>"
+    yield "</tbody></table></div>"
 
 
 def _sets(report: Report) -> Iterator[str]:
@@ -200,7 +247,7 @@ def _curves(report: Report) -> Iterator[str]:
         curve(label, points, known.index(label) if label in known else len(known)) for label, points in report.curves.items()
     ]
     if any(drawn):
-        yield '<section><h2 id="training">Training</h2><p class="soft small">Loss in nats a token, over the steps.</p>'
+        yield '<section><h2 id="training">Training</h2><p class="soft small">Loss over the steps of each training run.</p>'
         yield f'<div class="charts">{"".join(drawn)}</div></section>'
 
 

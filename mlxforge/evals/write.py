@@ -10,9 +10,10 @@ from typing import Any
 
 from mlxforge.core.files import disk_errors, new_file, write_atomic
 from mlxforge.evals.markdown import markdown
+from mlxforge.evals.outcome import beside
 from mlxforge.evals.page import page
 from mlxforge.evals.regressions import Rows
-from mlxforge.evals.report import MARKDOWN, PAGE, ROWS, Report, save_report
+from mlxforge.evals.report import MARKDOWN, PAGE, ROAD, ROWS, VERDICT, Report, load_report, save_report
 
 
 def write_report(report: Report, rows: Iterable[Mapping[str, Any]] | None, folder: Path) -> None:
@@ -29,10 +30,26 @@ def write_report(report: Report, rows: Iterable[Mapping[str, Any]] | None, folde
         folder.mkdir(parents=True, exist_ok=True)
     if rows is not None:
         write_rows(rows, folder / ROWS)
-    known = Rows(folder / ROWS)
-    write_atomic(folder / MARKDOWN, markdown(report, known))
-    write_atomic(folder / PAGE, page(report, known))
+    for stale in (VERDICT, ROAD):  # they are of the report that was here
+        (folder / stale).unlink(missing_ok=True)
+    _pages(report, folder)
     save_report(report, folder)
+
+
+def write_pages(folder: Path) -> None:
+    """Writes the pages of a report anew, with what the gate and the pipeline have left beside it.
+
+    Raises:
+        DataError: a file of the folder is damaged.
+        MlxforgeError: the folder cannot be written.
+    """
+    _pages(load_report(folder), folder)
+
+
+def _pages(report: Report, folder: Path) -> None:
+    rows, known = Rows(folder / ROWS), beside(folder)
+    write_atomic(folder / MARKDOWN, markdown(report, rows, known))
+    write_atomic(folder / PAGE, page(report, rows, known))
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], file: Path) -> None:

@@ -14,8 +14,9 @@ from mlxforge.core.errors import ConfigError, RunError
 from mlxforge.core.files import write_atomic
 from mlxforge.evals.checks import LEVEL, hold, hold_tolerance
 from mlxforge.evals.figures import labels
-from mlxforge.evals.report import REPORT, ModelInfo, Report, load_report
+from mlxforge.evals.report import PAGE, REPORT, ModelInfo, Report, load_report
 from mlxforge.evals.requirements import find_label, read_bound, read_tolerance
+from mlxforge.evals.write import write_pages
 from mlxforge.runs.record import RECORD, moment, read_record
 from mlxforge.runs.tuned import GATE
 
@@ -31,6 +32,8 @@ def gate(
     runs_dir: Path = Path("runs"),
 ) -> dict[str, Any]:
     """Checks a report, and writes ``gate.json`` beside it and into the run directory of every model that is held to something.
+
+    The pages of the report, where they are there, show the verdict.
 
     ``no_regression`` is about the models that ``require`` names, else about the last one of the report.
 
@@ -75,6 +78,8 @@ def _leave(verdict: dict[str, Any], report: Report, held: Sequence[ModelInfo], f
     """Writes the verdict; returns what could not be written to, and why."""
     content = json.dumps(verdict, indent=2, ensure_ascii=False) + "\n"
     write_atomic(folder / GATE, content)
+    if (folder / PAGE).is_file():
+        write_pages(folder)
     notes = []
     for model in held:
         if model.run:
@@ -98,6 +103,7 @@ def run_of(model: ModelInfo, report: Report, runs_dir: Path) -> tuple[Path | Non
         ended, made = moment(read_record(known[0]).get("ended")), moment(report.created)
     except RunError as error:
         return None, str(error)
-    if ended is not None and made is not None and ended > made:
+    # The report has whole seconds.
+    if ended is not None and made is not None and ended > made + 1:
         return None, f"the run '{model.run}' was trained on since the report"
     return known[0], ""

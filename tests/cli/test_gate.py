@@ -9,7 +9,8 @@ import pytest
 from report_makes import report
 
 from mlxforge.cli.main import run
-from mlxforge.evals.report import ModelInfo, save_report
+from mlxforge.evals.report import MARKDOWN, PAGE, ModelInfo, save_report
+from mlxforge.evals.write import write_report
 from mlxforge.runs.gate import gate
 
 PASSES = ["--require", "sft.exact_match>=0.4", "--no-regression", "retention.bpb:0.05"]
@@ -66,6 +67,17 @@ def test_regressions_are_looked_for_in_the_models_that_are_named(place):
     found = gate(place / "report", ["cpt.bleu>=0", "base.bleu>=0"], ["exact_match:0"])
     assert [one["model"] for one in found["requirements"]] == ["cpt", "base", "cpt"]
     assert [found["requirements"][2][key] for key in ("bound", "against")] == ["at least 0.000", "base"]
+
+
+def test_the_pages_show_the_verdict(place):
+    write_report(report(), [], place / "report")
+    assert run(["gate", "report", *PASSES, "--require", "sft.bleu>=90"], debug=True) == 1
+    page, markdown = ((place / "report" / name).read_text("utf-8") for name in (PAGE, MARKDOWN))
+    assert "gate failed: 2 of 3 requirements met" in page
+    assert "**failed: 2 of 3 requirements met**" in markdown
+    assert "| FAILED | sft.bleu&gt;=90 | sft, handbook | 41.50 | 33.25 to 52.75 | beyond noise |" in markdown
+    run(["gate", "report", *PASSES], debug=True)
+    assert "gate passed: 2 of 2 requirements met" in (place / "report" / PAGE).read_text("utf-8")
 
 
 def test_json_is_one_line_on_stdout(place, capsys):

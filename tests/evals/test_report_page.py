@@ -15,7 +15,8 @@ from mlxforge.core.errors import DataError
 from mlxforge.evals.explorer import LONGEST, SHOWN
 from mlxforge.evals.figures import chance, findings, number, overall, sentence, signed, visible
 from mlxforge.evals.report import MARKDOWN, PAGE, REPORT, ROWS, ModelInfo, Report, SetInfo, load_report
-from mlxforge.evals.write import write_report
+from mlxforge.evals.road import Gain, Outcome, Summary
+from mlxforge.evals.write import write_pages, write_report
 
 
 class Page(HTMLParser):
@@ -222,6 +223,44 @@ def test_an_empty_report_is_a_page_too(tmp_path):
     write_report(Report(), [], tmp_path)
     assert "Nothing was evaluated" in (tmp_path / PAGE).read_text("utf-8")
     assert msgspec.json.decode((tmp_path / REPORT).read_bytes())["models"] == []
+
+
+ROAD = Summary(
+    project="p",
+    stages=[
+        Outcome(stage="ingest", status="done", done=True, made="12 documents", seconds=1.2, disk=320_000),
+        Outcome(
+            stage="sft", status="done", done=True, seconds=3725, tokens=81_234, peak_memory=520_000_000, cost=0.125,
+            gains=[Gain(name="exact match", before=0.02, after=0.61, share=True), Gain(name="bpb", before=1.9, after=1.1)],
+        ),
+    ],
+    seconds=3726.2, tokens=81_234, peak_memory=520_000_000, disk=320_000, cost=0.125,
+)  # fmt: skip
+
+
+def test_the_stages_of_a_pipeline_stand_on_both_pages(tmp_path):
+    write_report(report(), rows(), tmp_path)
+    (tmp_path / "pipeline.json").write_bytes(msgspec.json.encode(ROAD))
+    write_pages(tmp_path)
+    page = Page((tmp_path / PAGE).read_text("utf-8")).text
+    for text in (page, (tmp_path / MARKDOWN).read_text("utf-8")):
+        for words in ("12 documents", "1:02:05", "81,234", "520 MB", "$0.12", "exact match 2.0% → 61.0%; bpb 1.900 → 1.100"):
+            assert words in text.replace("&#36;", "$")
+
+
+def test_a_new_report_forgets_what_was_said_of_the_old_one(tmp_path):
+    for name in ("gate.json", "pipeline.json"):
+        (tmp_path / name).write_text("{}")
+    write_report(report(), rows(), tmp_path)
+    assert sorted(one.name for one in tmp_path.iterdir()) == sorted([REPORT, ROWS, MARKDOWN, PAGE])
+
+
+def test_a_damaged_verdict_is_told(tmp_path):
+    write_report(report(), rows(), tmp_path)
+    (tmp_path / "gate.json").write_text('{"passed": ')
+    with pytest.raises(DataError, match="damaged") as raised:
+        write_pages(tmp_path)
+    assert raised.value.where == str(tmp_path / "gate.json")
 
 
 def test_numbers_as_people_read_them():
