@@ -23,6 +23,7 @@ COMMANDS = {
     "kto": ("mlxforge.cli.preference", "Prefer from single answers that are wanted or not."),
     "sweep": ("mlxforge.cli.sweep", "Search for settings: short runs with different values, judged by a figure."),
     "lr-find": ("mlxforge.cli.lr_find", "Find a learning rate: it rises until the loss does."),
+    "plan": ("mlxforge.cli.plan", "Forecast memory and time of a training run, and choose settings that fit."),
     "fuse": ("mlxforge.cli.fuse", "Merge an adapter into its base: one model folder."),
     "export": ("mlxforge.cli.export", "Write a run or a model as other programs read it: GGUF, Ollama, PEFT, MLX, the hub."),
     "verify": ("mlxforge.cli.verify", "Hold a GGUF file against the run or model it was made of."),

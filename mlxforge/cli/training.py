@@ -17,6 +17,11 @@ from mlxforge.core.settings import TrainSettings
 
 LAST = "last"
 SHARES = ("padding", "prompt_share")  # figures of a plan that are shares of 1
+# What shapes a plan: of --dry-run, and of the command `plan`.
+PLANNING = (
+    click.option("--probe", is_flag=True, help="Of a plan: measure memory and time in two updates, instead of counting."),
+    click.option("--memory", metavar="SIZE", help="Of a plan: choose settings that fit into this much, such as 16GB."),
+)
 OPTIONS = (
     click.option(
         "--resume",
@@ -26,6 +31,7 @@ OPTIONS = (
         help="Go on with an interrupted or killed run (default: the last).",
     ),
     click.option("--dry-run", is_flag=True, help="Print the resolved settings and the plan; write nothing."),
+    *PLANNING,
     click.option("--plain", "mode", flag_value="plain", help="Lines instead of the dashboard."),
     click.option("--quiet", "mode", flag_value="quiet", help="Warnings and the end summary only."),
     click.option("--json", "mode", flag_value="json", help="One result object on stdout, logs on stderr."),
@@ -37,15 +43,28 @@ def training_command(settings: type[TrainSettings]) -> Callable[[Callable[[], No
 
     def decorate(described: Callable[[], None]) -> click.Command:
         def command(
-            file: Path | None, assignments: tuple[str, ...], resume: str | None, dry_run: bool, mode: str | None, **flags: Any
+            file: Path | None,
+            assignments: tuple[str, ...],
+            resume: str | None,
+            dry_run: bool,
+            probe: bool,
+            memory: str | None,
+            mode: str | None,
+            **flags: Any,
         ) -> None:
             config = config_from(settings, file, assignments, flags)
+            if (probe or memory) and not dry_run:
+                flag = "--probe" if probe else "--memory"
+                raise ConfigError(f"{flag} shapes a plan, not a run", where=flag, fix="add --dry-run")
             if resume is not None and dry_run:
                 raise ConfigError("--resume and --dry-run do not go together", where="--dry-run", fix="leave one of them out")
             if resume is not None:
                 _only_resume(file, assignments, flags)
                 resume = config.name if resume == LAST and config.name else resume
-            _run(config, described.__name__, resume, dry_run, mode or "auto")
+            if dry_run:
+                show_plan(config, probe, memory, mode == "json")
+                return
+            _run(config, described.__name__, resume, mode or "auto")
 
         command.__doc__ = described.__doc__
         callback: Any = command
@@ -64,16 +83,23 @@ def _only_resume(file: Path | None, assignments: tuple[str, ...], flags: dict[st
         )
 
 
-def _run(config: TrainSettings, objective: str, resume: str | None, dry_run: bool, mode: Any) -> None:
+def show_plan(config: TrainSettings, probe: bool, memory: str | None, as_json: bool) -> None:
+    """Prints the plan of a run, with the settings that it is for; with ``memory``, those that fit into it."""
+    from mlxforge.runs.fit import parse_size
+    from mlxforge.runs.train import dry_run
+    from mlxforge.ui.listen import listeners
+
+    size = None if memory is None else parse_size(memory)
+    with listeners("json" if as_json else "quiet") as emit:
+        plan = dry_run(config, [emit], probe=probe, memory=size)
+    click.echo(_json({"config": to_dict(config), "plan": plan}) if as_json else _page(config, plan))
+
+
+def _run(config: TrainSettings, objective: str, resume: str | None, mode: Any) -> None:
     from mlxforge.runs import train as runs
     from mlxforge.ui.listen import listeners
 
     control = Control()
-    if dry_run:
-        with listeners("json" if mode == "json" else "quiet") as emit:
-            plan = runs.dry_run(config, [emit])
-        click.echo(_json({"config": to_dict(config), "plan": plan}) if mode == "json" else _page(config, plan))
-        return
     try:
         with listeners(mode, control) as emit:
             if resume is not None:
@@ -95,10 +121,23 @@ def _json(value: dict[str, Any]) -> str:
 
 def _page(config: TrainSettings, plan: dict[str, Any]) -> str:
     """Settings as YAML, then the plan as lines."""
-    memory = plan.pop("memory")
+    memory, fit, forecast = plan.pop("memory"), plan.pop("fit", None), plan.pop("forecast")
     lines = [f"{key.replace('_', ' ') + ':':<26}{_shown(key, value)}" for key, value in plan.items()]
-    parts = [f"{'memory, ' + part + ':':<26}{size / 2**20:,.1f} MB" for part, size in memory.items()]
-    return "\n".join(["# settings", to_yaml(config), "# plan (nothing was written)", *lines, *parts])
+    parts = [f"{'memory, ' + part + ':':<26}{size / 2**20:,.1f} MB" for part, size in memory.items() if size]
+    how = "a forecast of the whole; --probe measures" if forecast else "measured on this machine, in two updates"
+    said = [f"{'memory and seconds are:':<26}{how}"]
+    head = ["# settings", to_yaml(config), "# plan (nothing was written)"]
+    return "\n".join([*head, *lines, *parts, *said, *(_fitted(fit) if fit is not None else [])])
+
+
+def _fitted(fit: dict[str, Any]) -> list[str]:
+    """What to change so that a run fits: as flags, and as YAML."""
+    if not fit["changes"]:
+        return ["", "# it fits as it is"]
+    yaml = [f"{key}: {str(value).lower() if isinstance(value, bool) else value}" for key, value in fit["changes"].items()]
+    notes = [f"# {note}" for note in fit["notes"]]
+    head = f"# to fit, about {fit['slowdown']:.2g} times as long; the memory above is with it"
+    return ["", head, *notes, fit["flags"], "# or as YAML", *yaml]
 
 
 def _shown(key: str, value: Any) -> str:

@@ -18,6 +18,7 @@ from mlxforge.core.errors import ConfigError
 from mlxforge.core.events import Control, Emit, Noted, Progress, Warned, fan_out
 from mlxforge.core.files import bytes_hash
 from mlxforge.core.settings import LoraSettings, TrainSettings
+from mlxforge.core.trackers import check_trackers
 from mlxforge.data.sources import parse_spec
 from mlxforge.runs.execution import RunResult, execute, free_path, lineage_of, resumed
 from mlxforge.runs.material import Base, Material, Reader
@@ -44,6 +45,7 @@ def train(config: TrainSettings, listeners: Sequence[Emit] = (), control: Contro
     Raises:
         MlxforgeError: see its tree; nothing is left half-written.
     """
+    check_trackers(config.trackers)
     emit = fan_out(listeners)
     config = anchored(settled(config))
     objective = objective_of(config)
@@ -70,22 +72,17 @@ def resume(
     if objective and run == LAST:
         run = next((one.name for one in reversed(list_runs(Path(runs_dir))) if one.objective == objective), LAST)
     path, config, record = resumed(runs_dir, run, objective)
+    check_trackers(config.trackers)
     return execute(config, objective_of(config), prepare(config, emit), emit, control or Control(), (path, record))
 
 
-def dry_run(config: TrainSettings, listeners: Sequence[Emit] = ()) -> dict[str, Any]:
-    """The plan of a run, with time and memory from a probe of its largest batch. Writes nothing."""
-    import tempfile
+def dry_run(
+    config: TrainSettings, listeners: Sequence[Emit] = (), *, probe: bool = False, memory: int | None = None
+) -> dict[str, Any]:
+    """The plan of a run, with a forecast of time and memory; see :func:`mlxforge.runs.plan.plan`. Writes nothing."""
+    from mlxforge.runs.plan import plan
 
-    with tempfile.TemporaryDirectory(prefix="mlxforge-") as cache:
-        prepared = prepare(settled(config), fan_out(listeners), cache=Path(cache))
-        from mlxforge.training.probe import probe
-
-        found = probe(prepared.job(None, lambda: 0), prepared.evaluation_slots)
-        reference = sum(pairs.reference.nbytes for pairs in prepared.material.pairs.values())
-        if reference:
-            found["memory"] |= {"reference": reference, "total": found["memory"].pop("total") + reference}
-        return prepared.plan | found
+    return plan(config, listeners, probe=probe, memory=memory)
 
 
 def settled(config: TrainSettings) -> TrainSettings:
@@ -221,25 +218,41 @@ class Prepared:
         return {"exact_match": right / len(questions)}
 
 
-def prepare(config: TrainSettings, emit: Emit, cache: Path | None = None) -> Prepared:
-    """Reads the data first (its mistakes show in seconds), then loads the model and plans."""
+def read_material(
+    config: TrainSettings, emit: Emit, cache: Path | None = None, files: list[str] | None = None
+) -> tuple[Opening, Base, Material]:
+    """What the settings' model is, its tokenizer, and the data, read and checked. No weights are loaded.
+
+    Args:
+        files: of a hub model, what to fetch; by default all, and then the weights are looked over too.
+    """
+    from mlxforge.models.check import check_tokenizer_files
     from mlxforge.models.detect import detect_folder
-    from mlxforge.models.load import check_model_files, fast_tokenizer, load, load_tokenizer, model_hash, resolve_model
+    from mlxforge.models.load import check_model_files, fast_tokenizer, load_tokenizer, resolve_model
 
     if slow := load_blas():
         emit(Warned(message=slow))
-    objective = objective_of(config)
     given = resolve_base(config.model, Path(config.runs_dir))
-    path = resolve_model(given.model)
-    check_model_files(path)
+    path = resolve_model(given.model, files)
+    (check_tokenizer_files if files else check_model_files)(path)
     start = start_adapter(config)
     base = Base(path, load_tokenizer(path), fast_tokenizer(path), detect_folder(path), start or given.adapter)
-    reader: Reader = importlib.import_module(READERS[objective]).read
+    reader: Reader = importlib.import_module(READERS[objective_of(config)]).read
     material = reader(config, base, emit, cache)
     if getattr(config, "reference", None):
         from mlxforge.runs.reference import other_reference
 
         other_reference(config, material.pairs, base.fast, emit, take=cache is None)
+    return given, base, material
+
+
+def prepare(config: TrainSettings, emit: Emit, cache: Path | None = None) -> Prepared:
+    """Reads the data first (its mistakes show in seconds), then loads the model and plans."""
+    from mlxforge.models.load import load, model_hash
+
+    objective, start = objective_of(config), start_adapter(config)
+    given, base, material = read_material(config, emit, cache)
+    path = base.path
     emit(Progress(task="loading the model", done=0))
     loaded = load(given.model, config.dtype)
 
@@ -247,8 +260,8 @@ def prepare(config: TrainSettings, emit: Emit, cache: Path | None = None) -> Pre
     from mlxforge.training.streams import RowStream
 
     scorer = Scorer(loaded.model)
-    adapter, publish = _adapted(loaded.model, config, str(path) if given.model == "tiny" else given.model, given, start, emit)
-    mode, make = _batching(config, scorer, material, loaded.detected.packable)
+    adapter, publish = adapted(loaded.model, config, str(path) if given.model == "tiny" else given.model, given, start, emit)
+    mode, make = batching(config, scorer, material, loaded.detected.packable)
     reference = None
     if material.pairs and hasattr(config, "reference") and config.reference is None:
         from mlxforge.runs.reference import fill_reference, numbers_of
@@ -265,12 +278,12 @@ def prepare(config: TrainSettings, emit: Emit, cache: Path | None = None) -> Pre
     }
     return Prepared(
         config, objective, loaded, material, scorer, adapter, publish, stream, mode, make, reference,
-        plan=_plan(config, material, stream, mode, loaded.model),
+        plan=plan_of(config, material, stream, mode, loaded.model),
         lineage=lineage_of(config, identity, _hashes(material), start or given.adapter),
     )  # fmt: skip
 
 
-def _adapted(
+def adapted(
     model: Any, config: TrainSettings, name: str, given: Opening, start: Path | None, emit: Emit
 ) -> tuple[dict[str, Any], Any]:
     """Makes the model trainable, over the adapter of its run or from ``start`` on.
@@ -299,7 +312,7 @@ def _adapted(
     return adapter, publish
 
 
-def _batching(config: TrainSettings, scorer: Any, material: Material, packable: bool) -> tuple[Any, Any]:
+def batching(config: TrainSettings, scorer: Any, material: Material, packable: bool) -> tuple[Any, Any]:
     """How rows stand in batches, and what makes a batch of a plan."""
     from mlxforge.training.streams import choose_mode, collated
 
@@ -321,7 +334,8 @@ def _warn(config: TrainSettings, loaded: Any, mode: str, emit: Emit) -> None:
         emit(Warned(message=f"max_length {config.max_length} is more than the {limit} positions of the model"))
 
 
-def _plan(config: TrainSettings, material: Material, stream: Any, mode: str, model: Any) -> dict[str, Any]:
+def plan_of(config: TrainSettings, material: Material, stream: Any, mode: str, model: Any) -> dict[str, Any]:
+    """The figures of a run that its data and its model decide."""
     from mlx.utils import tree_flatten
 
     from mlxforge.models.lora import trainable

@@ -166,6 +166,13 @@ class Loop:
         mx.eval(gradients, norm)
         return Step(float(total.item()) / divisor, norm, gradients, mean_metrics(metrics, divisor), batches)
 
+    def update_once(self, batches: list[Any]) -> None:
+        """One update as training makes it, which nothing counts or keeps: for a probe."""
+        self.model.train()
+        step = self.compute(batches)
+        self.optimizer.update(self.model, step.gradients, step.norm, self.settings.learning_rate)
+        mx.eval(self.model.trainable_parameters(), self.optimizer.rule.state)
+
     def _update(self) -> None:
         state, started = self.state, time.perf_counter()
         first = state.step * self.settings.accumulate

@@ -1,4 +1,4 @@
-"""What a run will need, measured on its own largest batch before it starts."""
+"""What a run will need, measured on its own batches before it starts: two real updates, of which nothing is written."""
 
 from __future__ import annotations
 
@@ -16,44 +16,57 @@ EVALUATION_COST = 0.4  # of a training slot: a forward pass alone, and no gradie
 
 
 def probe(job: Job, evaluation_slots: int) -> dict[str, Any]:
-    """Two forward and backward passes over the largest of the first micro-batches; no update.
+    """Two updates, on the largest micro-batch of the first epoch and on a typical one. They change the job's weights.
 
     Returns:
-        ``memory``: bytes by part; ``seconds``: of training and evaluation together.
+        ``memory``: bytes by part, ``total`` their sum and MLX's own peak; ``seconds``: of training and evaluation together.
     """
-    batches = [job.stream.batch(index) for index in range(min(8, len(job.stream)))]
-    largest = max(batches, key=lambda batch: batch.slots)
+    largest, typical = largest_and_typical(job.stream)
     loop = Loop(job, ignore, Control())
-    weights = sum(int(array.nbytes) for _, array in tree_flatten(job.scorer.model.parameters()))
-    adapter = sum(int(array.nbytes) for array in trainable(job.scorer.model).values())
-    seconds = 0.0
-    for _ in range(2):  # the first pass compiles
-        mx.clear_cache()
-        mx.reset_peak_memory()
-        started = time.perf_counter()
-        job.scorer.model.train()
-        loop.compute([largest])
-        seconds = time.perf_counter() - started
+    arrays = tree_flatten(job.scorer.model.parameters())
+    mx.eval([array for _, array in arrays])
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    loop.update_once([largest])
+    # The first update compiles: time is taken of the second.
+    started = time.perf_counter()
+    loop.update_once([typical])
+    seconds = (time.perf_counter() - started) / typical.slots
+    peak = mx.get_peak_memory()
+    adapters = sum(int(array.nbytes) for array in trainable(job.scorer.model).values())
     memory = {
-        "weights": weights - adapter,
-        "trained": adapter,
-        "gradients": adapter,
-        "optimizer": OPTIMIZER_COPIES[job.settings.optimizer] * adapter,
-        "activations": max(0, mx.get_peak_memory() - weights - adapter),
+        "weights": sum(int(array.nbytes) for _, array in arrays) - adapters,
+        "adapters": adapters,
+        "optimizer": sum(int(array.nbytes) for array in loop.optimizer.state.values()),
+        "gradients": adapters,
     }
-    slots = _slots(job.stream, batches)
+    memory["activations"] = max(0, peak - sum(memory.values()))
     evaluations = len(range(0, job.steps, job.settings.eval_every or max(1, job.steps // 10))) + 1
-    work = slots + EVALUATION_COST * evaluation_slots * evaluations
-    return {
-        "memory": memory | {"total": sum(memory.values())},
-        "seconds": round(seconds / largest.slots * work, 1),
-    }
+    work = _slots(job.stream) + EVALUATION_COST * evaluation_slots * evaluations
+    return {"memory": memory | {"total": sum(memory.values())}, "seconds": round(seconds * work, 1)}
 
 
-# Arrays of the trained weights' size that an update rule keeps.
-OPTIMIZER_COPIES = {"adamw": 2, "adafactor": 0, "muon": 1, "lion": 1, "sgd": 1}
+LOOKED_AT = 64  # micro-batches
 
 
-def _slots(stream: Stream, batches: list[Any]) -> float:
-    """Slots of the whole run, from the mean of its first micro-batches."""
+def largest_and_typical(stream: Stream) -> tuple[Any, Any]:
+    """The largest micro-batch among those of the first epoch, or many of them, and the middle one by size."""
+    batches = sorted((stream.batch(index) for index in sample_of(stream)), key=lambda batch: (batch.slots, batch.trained))
+    return batches[-1], batches[len(batches) // 2]
+
+
+def sample_of(stream: Stream) -> list[int]:
+    """Indices of micro-batches that stand for all: those of the first epoch, thinned out, and its largest by its plan."""
+    plans: Any = getattr(stream, "plan", None)
+    first: list[Any] = plans(0) if plans is not None else []
+    count = min(len(stream), len(first) or LOOKED_AT)
+    chosen = {index * count // min(count, LOOKED_AT) for index in range(min(count, LOOKED_AT))}
+    if first:
+        chosen |= {max(range(count), key=lambda i: first[i].slots), max(range(count), key=lambda i: first[i].width)}
+    return sorted(chosen)
+
+
+def _slots(stream: Stream) -> float:
+    """Slots of the whole run, from the mean of many of its micro-batches."""
+    batches = [stream.batch(index) for index in sample_of(stream)]
     return len(stream) * sum(batch.slots for batch in batches) / len(batches)
