@@ -12,6 +12,7 @@ from mlxforge.core.errors import MlxforgeError
 from mlxforge.core.files import write_atomic
 from mlxforge.evals.report import PAGE, REPORT
 from mlxforge.evals.road import Outcome, Summary
+from mlxforge.evals.write import write_pages
 from mlxforge.runs.pipeline import Pipeline
 from mlxforge.runs.pipeline_eval import report_folder
 from mlxforge.runs.pipeline_gains import gains, made_of, tokens_of
@@ -25,7 +26,7 @@ SUMMARY = "pipeline.json"
 def summarise(pipeline: Pipeline) -> Summary:
     """The outcome of all steps, from what they left; holds the report of eval to the project's gate.
 
-    It is also written as ``pipeline.json`` beside that report.
+    It is also written as ``pipeline.json`` beside that report, whose pages show it.
 
     Raises:
         ConfigError: a requirement that names what the report has not.
@@ -51,6 +52,7 @@ def summarise(pipeline: Pipeline) -> Summary:
     if shown:
         plain = msgspec.json.decode(msgspec.json.encode(summary))
         write_atomic(report / SUMMARY, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+        write_pages(report)
     return summary
 
 
