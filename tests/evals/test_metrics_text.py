@@ -102,6 +102,11 @@ def test_an_answer_of_one_token_has_no_speed():
     assert found.why
 
 
+def test_one_row_has_a_figure_and_no_interval():
+    found = value(column(METRICS["preference_accuracy"], [costs(1.0, 2.0)]))
+    assert (found.value, found.low, found.high, found.n) == (1, None, None, 1)
+
+
 def test_only_rows_that_both_models_have_are_compared():
     one, other = [costs(1.0, 2.0), costs(2.0, 1.0), costs(1.0, 3.0)], [costs(1.0, 2.0), Graded(), costs(3.0, 1.0)]
     name = METRICS["preference_accuracy"]

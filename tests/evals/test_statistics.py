@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxforge.evals.estimators import mean, quantile, ratio, share
-from mlxforge.evals.statistics import EXACT, interval, paired, point
+from mlxforge.evals.statistics import DRAWS, EXACT, interval, paired, point
 
 # fmt: off
 X = np.array([
@@ -66,6 +66,17 @@ def test_a_model_that_is_better_on_every_row(rows):
 def test_equal_rows_do_not_dilute_the_exact_test():
     one, other = [1, 1, 1] + [0] * 500, [0, 0, 0] + [0] * 500
     assert paired(column(one), column(other), share).p == 2 / 8
+
+
+def test_all_swaps_are_looked_at_where_they_come_in_pieces():
+    """600 rows beside the eleven that differ: the 2,048 ways do not fit in one piece."""
+    rest = np.arange(600) / 600
+    one, other = np.concatenate([rest, np.arange(11) + 1.0]), np.concatenate([rest, np.zeros(11)])
+    assert paired(column(one), column(other), mean).p == 2 / 2**11
+
+
+def test_p_is_never_0():
+    assert paired(column([1] * 60), column([0] * 60), share).p == 1 / (DRAWS + 1)
 
 
 def test_p_is_exact_on_both_sides_of_the_border():
