@@ -9,13 +9,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from mlxforge.core.blas import load_blas
 from mlxforge.core.config import checked
-from mlxforge.core.events import Control, Emit
+from mlxforge.core.events import Control, Emit, fan_out
 from mlxforge.core.settings import TrainSettings
 from mlxforge.runs import train as training
 from mlxforge.runs.execution import RunResult
@@ -31,14 +32,28 @@ def train(config: TrainSettings, listeners: Sequence[Emit] = (), control: Contro
     Raises:
         MlxforgeError: one clear line on what is wrong, where, and the fix.
     """
-    return training.train(checked(config), listeners, control)
+    with _tracked(listeners) as heard:
+        return training.train(checked(config), heard, control)
 
 
 def resume(
     run: str = "last", *, runs_dir: str = "runs", listeners: Sequence[Emit] = (), control: Control | None = None
 ) -> RunResult:
     """Goes on with an interrupted or killed run, by name, path or ``last``."""
-    return training.resume(run, runs_dir, listeners, control)
+    with _tracked(listeners) as heard:
+        return training.resume(run, runs_dir, heard, control)
+
+
+@contextmanager
+def _tracked(listeners: Sequence[Emit]) -> Iterator[list[Emit]]:
+    """The listeners, and the trackers that the settings name."""
+    from mlxforge.ui.trackers import Trackers
+
+    following = Trackers(fan_out(listeners))
+    try:
+        yield [*listeners, following]
+    finally:
+        following.close("interrupted")
 
 
 def plan(config: TrainSettings, listeners: Sequence[Emit] = ()) -> dict[str, Any]:
@@ -71,4 +86,4 @@ def dashboard(control: Control | None = None) -> Any:
     """The live dashboard as a context manager that yields a listener: ``with dashboard() as show: train(c, [show])``."""
     from mlxforge.ui.listen import listeners
 
-    return listeners("auto", control)
+    return listeners("auto", control, trackers=False)

@@ -55,6 +55,8 @@ def _plain(default: Any) -> str:
 
 
 def _metavar(kind: str) -> str:
+    if kind.startswith("list of one of "):
+        return kind.removeprefix("list of one of ").replace(", ", "|")
     return "KEY=KEY" if kind == "mapping" else kind.removeprefix("list of ").removesuffix(" or null").upper()
 
 

@@ -106,6 +106,10 @@ class TrainSettings(Settings):
     max_skipped: Annotated[int, help("stop after this many updates in a row with a non-finite loss or gradient", ge=1)] = 5
     samples: Annotated[list[str], help("prompts continued at each evaluation (default: the start of a held-out row)")] = []
     sample_tokens: Annotated[int, help("length of a sample in tokens; 0 for none", ge=0)] = 32
+    trackers: Annotated[
+        list[Literal["tensorboard", "wandb", "mlflow", "trackio"]],
+        help("follow the run there too, by its numbers and settings: tensorboard, wandb, mlflow, trackio (extras)"),
+    ] = []
     lora: LoraSettings = msgspec.field(default_factory=LoraSettings)
 
 

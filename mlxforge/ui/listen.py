@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Literal, TextIO
 
-from mlxforge.core.events import Control, Emit
+from mlxforge.core.events import Control, Emit, fan_out
 
 Mode = Literal["auto", "plain", "quiet", "json"]
 
@@ -25,13 +25,30 @@ def can_draw(stream: TextIO) -> bool:
 
 
 @contextmanager
-def listeners(mode: Mode, control: Control | None = None, *, watching: bool = False) -> Iterator[Emit]:
+def listeners(mode: Mode, control: Control | None = None, *, watching: bool = False, trackers: bool = True) -> Iterator[Emit]:
     """The ``emit`` for one run, and the terminal as it was at the end, however it ends.
 
     ``auto`` draws on a terminal and else writes lines; ``plain`` writes lines to stdout; ``quiet`` only warnings and the
     summary; ``json`` writes lines to stderr, so that stdout has nothing but the command's own result object. ``control`` takes
-    the wishes of keys; ``watching`` is for a run of another process: only leaving is offered.
+    the wishes of keys; ``watching`` is for a run of another process: only leaving is offered. ``trackers`` follow the runs that
+    ask for them in their settings.
     """
+    with _screen(mode, control, watching) as screen:
+        if watching or not trackers:
+            yield screen
+            return
+        from mlxforge.ui.trackers import Trackers
+
+        following = Trackers(screen)
+        try:
+            yield fan_out([screen, following])
+        finally:
+            following.close("interrupted")
+
+
+@contextmanager
+def _screen(mode: Mode, control: Control | None, watching: bool) -> Iterator[Emit]:
+    """The dashboard, or lines."""
     if mode == "auto" and can_draw(sys.stdout):
         from mlxforge.ui.dashboard import Dashboard
 

@@ -58,6 +58,7 @@ CHANGES = {
     "max_skipped": (2, {"learning_rate": 1e30, "clip_norm": None, "steps": 8}),
     "samples": (["The mill"], {}),
     "sample_tokens": (4, {}),
+    "trackers": (["tensorboard"], {}),
     "lora.kind": ("dora", {}),
     "lora.rank": (4, {}),
     "lora.alpha": (8.0, {}),
@@ -165,6 +166,7 @@ def outcome(settings, folder, documents, places, kind=CptConfig):
     files = {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*.safetensors")
     }
+    files |= {path.name: "" for path in folder.rglob("tensorboard")}
     return ending.replace(str(folder), ""), plan, story, files
 
 
