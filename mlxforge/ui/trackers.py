@@ -241,8 +241,10 @@ class Trackio:
 
     def end(self, status: str) -> None:  # noqa: ARG002
         """Writes what waits."""
+        import trackio
+
         with hushed():
-            self.run.finish()
+            trackio.finish()  # a run that is ended by itself would be ended, and talked of, again at exit
 
 
 TRACKERS: dict[str, Callable[[ev.RunStarted], Tracker]] = {
