@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,8 +22,9 @@ from mlxforge.core.errors import ConfigError, Interrupted, MlxforgeError, RunErr
 from mlxforge.core.eventlog import EventLog
 from mlxforge.core.events import Control, Emit, RunEnded, RunStarted, fan_out
 from mlxforge.core.files import file_hash, locked, new_directory
-from mlxforge.core.settings import CptConfig, SftConfig, TrainSettings
-from mlxforge.models.adapters import ADAPTER_CONFIG, adapter_file
+from mlxforge.core.settings import TrainSettings
+from mlxforge.models.adapters import adapter_file
+from mlxforge.runs.advice import after_training
 from mlxforge.runs.record import CONFIG, EVENTS, LAST, RECORD, SETTINGS, beside, find_run, write_record
 from mlxforge.runs.watch import Watch
 
@@ -295,7 +295,7 @@ class _Run:
     def end(self, state: Any, status: str, reason: str) -> RunResult:
         """Writes the record and tells the listeners how the run ended."""
         result = self.result(state, status)
-        steps = next_steps(self.path, self.settings, self.objective, status, result)
+        steps = after_training(self.path, self.settings, self.objective, status, result)
         write_record(self.path, self.record | {"status": status, "reason": reason, "ended": time.time(), "result": result})
         self.emit(RunEnded(run=self.path.name, status=status, step=state.step, result=result, next_steps=steps, reason=reason))
         return RunResult(self.path, status, result, steps)
@@ -321,44 +321,3 @@ class _Run:
             "tokens_per_second": state.tokens / state.seconds if state.seconds else None,
             "peak_memory_bytes": state.peak_memory,
         }
-
-
-def tool(name: str) -> str:
-    """A program of this environment as the user can call it from here."""
-    beside = Path(sys.executable).parent / name
-    on_path = any(Path(folder) == beside.parent for folder in os.environ.get("PATH", "").split(os.pathsep))
-    return name if on_path or not beside.exists() else os.path.relpath(beside)
-
-
-def next_steps(path: Path, settings: TrainSettings, objective: str, status: str, result: dict[str, Any]) -> list[str]:
-    """Commands that fit the result."""
-    where = "" if settings.runs_dir == "runs" else f" --runs-dir {settings.runs_dir}"
-    if status == "failed" and result["skipped_updates"] >= settings.max_skipped:
-        rate = settings.learning_rate / 3
-        return [
-            f"{tool('mlxforge')} {objective}{where} --adapter {path} --learning-rate {rate:.2g} (and the settings of this run)"
-        ]
-    if status != "finished":
-        return [f"{tool('mlxforge')} {objective}{where} --resume {path.name}"]
-    base = json.loads((path / ADAPTER_CONFIG).read_text())["model"]
-    base = os.path.relpath(base) if Path(base).is_dir() else base
-    mlxforge, name = tool("mlxforge"), f"run:{path.name}"
-    uses = {
-        "cpt": [
-            f'{mlxforge} generate{where} --raw --model {name} "..."',
-            f'{tool("mlx_lm.generate")} --model {base} --adapter-path {path} --ignore-chat-template --prompt "..."',
-            f"{mlxforge} sft{where} --model {name} --data CHATS.jsonl",
-        ],
-    }
-    talk = [f"{mlxforge} chat{where} --model {name}", f"{mlxforge} serve{where} --model {name}"]
-    steps = [*uses.get(objective, talk), f"{mlxforge} runs plot{where} {path.name} -o curves.png"]
-    best, retention = result["best"], result["retention"]
-    if best and best["step"] < 0.7 * result["steps"]:
-        steps.append(f"no gain after step {best['step']}: those weights are kept; fewer --epochs would save the time")
-    if retention["before"] and retention["after"] and retention["after"]["loss"] > retention["before"]["loss"] + 0.2:
-        ways = ["train for fewer --epochs"]
-        if isinstance(settings, (CptConfig, SftConfig)):
-            higher = f"a higher --replay-ratio than {settings.replay_ratio}"
-            ways.insert(0, f"mix some in with {higher if settings.replay else '--replay FILE --replay-ratio 0.25'}")
-        steps.append(f"general text got harder: {', or '.join(ways)}")
-    return steps
