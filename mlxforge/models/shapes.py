@@ -54,6 +54,7 @@ class Shapes:
         item: bytes of a number that is computed with.
         keys: numbers of keys and values that a token leaves in the caches of all layers.
         silu: whether the gate is one; families that use another have theirs in GELU or name it in config.json.
+        gpu: whether it computes on Metal.
     """
 
     blocks: tuple[Block, ...]
@@ -71,6 +72,7 @@ class Shapes:
     keys: int
     quantized: bool
     silu: bool
+    gpu: bool
 
 
 def skeleton(config: Mapping[str, Any], where: str = "config.json") -> Any:
@@ -111,13 +113,16 @@ def packing(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"group_size": 64, "bits": 4} | {key: value for key, value in found.items() if not isinstance(value, str)}
 
 
-def shapes(config: Mapping[str, Any], lora: LoraSettings, dtype: str = "auto", where: str = "config.json") -> Shapes:
+def shapes(
+    config: Mapping[str, Any], lora: LoraSettings, dtype: str = "auto", where: str = "config.json", gpu: bool | None = None
+) -> Shapes:
     """The shapes of a model that is trained as ``lora`` says.
 
     Args:
         dtype: as in the settings; ``auto`` is float32 on a CPU, the model's own on Metal.
+        gpu: whether it computes on Metal; by default as here.
     """
-    return shapes_of(adapted(skeleton(config, where), lora), config, lora, dtype)
+    return shapes_of(adapted(skeleton(config, where), lora), config, lora, dtype, gpu)
 
 
 def adapted(model: Any, lora: LoraSettings) -> Any:
@@ -128,14 +133,19 @@ def adapted(model: Any, lora: LoraSettings) -> Any:
     return model
 
 
-def shapes_of(model: Any, config: Mapping[str, Any], lora: LoraSettings, dtype: str) -> Shapes:
+def shapes_of(
+    model: Any, config: Mapping[str, Any], lora: LoraSettings, dtype: str = "auto", gpu: bool | None = None
+) -> Shapes:
     """As :func:`shapes`, for a model that is made trainable already."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
     from mlxforge.models.lora import trainable
 
-    item = SIZES[number_type(config, dtype)]
+    from mlxforge.models.load import on_gpu
+
+    gpu = on_gpu() if gpu is None else gpu
+    item = SIZES[number_type(config, dtype, gpu)]
     own = trainable(model)
     full = lora.kind == "full"
 
@@ -168,6 +178,7 @@ def shapes_of(model: Any, config: Mapping[str, Any], lora: LoraSettings, dtype: 
         head_trained=bool(head is not None and head.trainable_parameters()),
         head_plain=not getattr(getattr(inner, "args", None), "final_logit_softcapping", None),
         silu=_silu(text),
+        gpu=gpu,
         low_rank=not full,
         item=item,
         keys=2 * keys * len(model.layers),
@@ -175,13 +186,11 @@ def shapes_of(model: Any, config: Mapping[str, Any], lora: LoraSettings, dtype: 
     )
 
 
-def number_type(config: Mapping[str, Any], dtype: str) -> str:
+def number_type(config: Mapping[str, Any], dtype: str, gpu: bool) -> str:
     """The floating type that a run computes with: see ``mlxforge.models.load.cast``."""
     if dtype != "auto":
         return dtype
-    from mlxforge.models.load import on_gpu
-
-    return own_type(config) if on_gpu() else "float32"
+    return own_type(config) if gpu else "float32"
 
 
 def own_type(config: Mapping[str, Any]) -> str:

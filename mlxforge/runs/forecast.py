@@ -186,14 +186,7 @@ def gate_copies(model: Shapes) -> int:
 
 def stands_in(model: Shapes) -> bool:
     """Whether the CPU's own functions of ``models.cpu`` are used."""
-    return on_cpu() and model.item == FLOAT
-
-
-def on_cpu() -> bool:
-    """Whether MLX computes on a CPU here."""
-    from mlxforge.models.load import on_gpu
-
-    return not on_gpu()
+    return not model.gpu and model.item == FLOAT
 
 
 def logits(model: Shapes, batch: Batch) -> float:
@@ -213,7 +206,7 @@ def _at_once(model: Shapes, batch: Batch) -> bool:
     from mlxforge.models.scoring import QUEUE_BYTES
 
     large = FLOAT * model.vocabulary * batch.trained > QUEUE_BYTES
-    return large and on_cpu() and model.head_plain and not model.head_trained
+    return large and not model.gpu and model.head_plain and not model.head_trained
 
 
 def operations(model: Shapes, settings: TrainSettings) -> float:
