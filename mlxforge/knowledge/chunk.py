@@ -98,7 +98,10 @@ def _stop(total: Sequence[int], strength: bytes, last: int, first: int, size: in
     if limit >= len(total) - 1:
         return len(total) - 1
     least = max(bisect_left(total, total[last] + round(LEAST * size), last), first + 1)
-    return next((at for kind in BEST_FIRST if (at := strength.rfind(kind, least, limit + 1)) >= 0), limit)
+    for kind in BEST_FIRST:
+        if (at := strength.rfind(kind, least, limit + 1)) >= 0:
+            return at
+    return limit
 
 
 def _overlap(total: Sequence[int], strength: bytes, first: int, stop: int, overlap: int) -> int:
@@ -106,7 +109,10 @@ def _overlap(total: Sequence[int], strength: bytes, first: int, stop: int, overl
     if not overlap:
         return stop
     least = bisect_left(total, total[stop] - overlap, first)
-    return next((at for kind in BEST_FIRST if (at := strength.find(kind, least, stop)) >= 0), stop)
+    for kind in BEST_FIRST:
+        if (at := strength.find(kind, least, stop)) >= 0:
+            return at
+    return stop
 
 
 def strengths(document: Text, places: Ints) -> npt.NDArray[np.uint8]:

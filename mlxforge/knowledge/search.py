@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
+from collections.abc import Iterable
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -20,6 +22,10 @@ COMMON = set("a an and are as at be by for from has have in is it its of on or t
 NEAR = 5  # names offered where one does not fit
 
 MOST = 8000  # chunks that are ranked: ranking is slow, about 2 µs a chunk and a word
+# A phrase, or the beginning of a word: FTS5 looks at all of its places, once to count it, once to weigh it, once to rank.
+SLOW = re.compile(r'"[^"]*[^"\w][^"]*"|\*')
+FEW = 10  # matches for each hit that is wanted, in the part of the store that is then indexed anew
+SPREAD = 2654435761  # a prime: its multiples are spread evenly over the store
 
 HIT = """
 SELECT chunks.id, chunks.document, documents.path, documents.title, chunks."index", chunks.heading, chunks.page, chunks.start,
@@ -38,6 +44,10 @@ WHERE search MATCH :match AND (search.rowid * 2654435761) % 1000003 % :step = 0 
     SELECT id FROM chunks WHERE document IN (SELECT id FROM documents WHERE removed IS NOT NULL)
     UNION ALL SELECT chunk FROM edits WHERE text = ''
 )
+"""
+PART = """
+SELECT searched.id, searched.text, searched.heading FROM searched JOIN chunks USING (id)
+JOIN documents ON documents.id = chunks.document WHERE searched.id IN (SELECT value FROM json_each(?)) AND removed IS NULL
 """
 NARROW = "AND +search.rowid IN (SELECT rowid FROM search WHERE search MATCH :narrow)"
 ONE = f"{HIT}, coalesce(edits.text, chunks.text) AS text FROM chunks {JOINED} WHERE chunks.id = ?"
@@ -88,7 +98,8 @@ def search(store: Store, text: str, *, limit: int = 10, any_word: bool = False, 
     """The chunks that match best, a dict each: where it lies, ``score`` (BM25, higher is better), ``snippet``.
 
     The found words in a snippet stand between ``OPEN`` and ``CLOSE``. Of more than MOST chunks that match, some are ranked:
-    with ``any_word`` those that have the rarest of the words, else, and where these are too many, some spread over the store.
+    with ``any_word`` those that have the rarest of the words, else, and where these are too many, some spread over the store;
+    of phrases and beginnings of words fewer, and scored as if there were no others.
 
     Args:
         any_word: one of the words is enough.
@@ -110,8 +121,11 @@ def search(store: Store, text: str, *, limit: int = 10, any_word: bool = False, 
 def _found(store: Store, terms: list[str], limit: int, between: str) -> Found:
     match = rank = wanted = between.join(terms)
     matches = candidates = ranked = _matches(store, match)
+    one = between == " AND " or len(terms) == 1
     if matches <= MOST:
         hits = [dict(row) for row in store.connection.execute(EVERY, (match, limit))]
+    elif one and any(map(SLOW.search, terms)) and (part := _part(store, match, matches, limit)):
+        hits, ranked = part
     else:
         if between == " OR " and len(terms) > 1:
             rank, wanted, candidates = _rarest(store, terms)
@@ -142,6 +156,28 @@ def _rarest(store: Store, terms: list[str]) -> tuple[str, str, int]:
     return " OR ".join(rank), " OR ".join(chosen), total
 
 
+def _part(store: Store, match: str, matches: int, limit: int) -> tuple[list[dict[str, Any]], int] | None:
+    """The best of a part of the store, and how many of it match; None where that is too few. Scores are those of the part."""
+    count, last = store.connection.execute("SELECT count(*), max(id) FROM search_docsize").fetchone()
+    size = FEW * limit * count // matches
+    if size > MOST:
+        return None
+    chosen = json.dumps(sorted({number * SPREAD % last + 1 for number in range(size)}))
+    with closing(_memory(tuple(row) for row in store.connection.execute(PART, (chosen,)))) as part:
+        ranked = int(part.execute("SELECT count(*) FROM search WHERE search MATCH ?", (match,)).fetchone()[0])
+        query = f"SELECT rowid, -rank, {SNIPPED} FROM search WHERE search MATCH ? ORDER BY rank LIMIT ?"
+        best = part.execute(query, (match, limit)).fetchall() if ranked >= limit else []
+    if len(best) < limit:
+        return None
+    return [{**_one(store, number), "score": score, "snippet": snippet} for number, score, snippet in best], ranked
+
+
+def _one(store: Store, number: int) -> dict[str, Any]:
+    found = dict(store.connection.execute(ONE, (number,)).fetchone())
+    del found["text"]
+    return found
+
+
 def _sampled(store: Store, terms: tuple[str, str, str], step: int, limit: int) -> list[dict[str, Any]]:
     """The best of every ``step``-th chunk; ``terms``: what to show, what to rank by, what a chunk must have to be ranked."""
     match, rank, wanted = terms
@@ -157,10 +193,16 @@ def _sampled(store: Store, terms: tuple[str, str, str], step: int, limit: int) -
 
 def _snippets(texts: list[tuple[str, str]], match: str) -> list[str]:
     """From an index of these texts alone: in the whole one FTS5 would go through all that matches once more."""
-    with closing(sqlite3.connect(":memory:")) as few:
-        few.execute(f"CREATE VIRTUAL TABLE search USING fts5(text, heading, tokenize = '{TOKENIZER}')")
-        few.executemany("INSERT INTO search (text, heading) VALUES (?, ?)", texts)
+    with closing(_memory((number, *text) for number, text in enumerate(texts))) as few:
         return [row[0] for row in few.execute(f"SELECT {SNIPPED} FROM search WHERE search MATCH ? ORDER BY rowid", (match,))]
+
+
+def _memory(rows: Iterable[tuple[Any, ...]]) -> sqlite3.Connection:
+    """An index in memory of rows of (id, text, heading)."""
+    few = sqlite3.connect(":memory:")
+    few.execute(f"CREATE VIRTUAL TABLE search USING fts5(text, heading, tokenize = '{TOKENIZER}')")
+    few.executemany("INSERT INTO search (rowid, text, heading) VALUES (?, ?, ?)", rows)
+    return few
 
 
 def find(store: Store, name: str) -> Place:

@@ -47,6 +47,18 @@ def test_some_of_very_many_matches_are_ranked_as_if_all_were(store, monkeypatch,
         assert CLOSE in hit["snippet"]
 
 
+@pytest.mark.parametrize("words", ['"mill wheel"', "fl*", "mill-wheel", "mill whe*"])
+def test_of_a_phrase_or_a_beginning_that_is_everywhere_a_part_of_the_store_is_ranked(store, monkeypatch, words):
+    whole = {hit["id"]: hit for hit in search(store, words, limit=1000).hits}
+    monkeypatch.setattr(module, "MOST", 250)
+    monkeypatch.setattr(module, "_sampled", None)
+    few = search(store, words, limit=3)
+    assert len(few.hits) == 3 <= few.ranked < 250 < few.matches
+    assert [hit["score"] for hit in few.hits] == sorted((hit["score"] for hit in few.hits), reverse=True)
+    for hit in few.hits:
+        assert {**hit, "score": 0} == {**whole[hit["id"]], "score": 0}
+
+
 def test_of_many_words_the_rarest_chooses(store, monkeypatch):
     monkeypatch.setattr(module, "MOST", 100)
     store.rows("DELETE FROM edits WHERE chunk <= 200")
