@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from itertools import zip_longest
 from typing import Literal, NamedTuple
 
@@ -74,6 +75,15 @@ def spread(low: float | None, high: float | None, unit: str = "") -> str:
 def chance(p: float) -> str:
     """``p<0.001``, ``p=0.032``."""
     return "p<0.001" if p < 0.001 else f"p={p:.3f}"
+
+
+def day(moment: str) -> str:
+    """``2026-11-21 16:27 UTC`` of a time in ISO format; other text as it is."""
+    try:
+        parsed = datetime.fromisoformat(moment)
+    except ValueError:
+        return moment
+    return parsed.strftime("%Y-%m-%d %H:%M") + (f" {parsed.tzname()}" if parsed.tzinfo else "")
 
 
 def title(name: str) -> str:

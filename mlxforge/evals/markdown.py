@@ -8,6 +8,7 @@ from typing import Any
 
 from mlxforge.evals.figures import (
     chance,
+    day,
     figure,
     findings,
     headline,
@@ -63,7 +64,7 @@ def _head(report: Report) -> Iterator[str]:
             against = f" against {plain(known[0])}" if model != known[0] else ""
             told = plain(sentence(found, sets))
             yield f"- **{plain(model)}**{against}{f' — **{word}**' if word else ''}: {told}"
-    facts = [part for part in (report.created, f"mlxforge {report.mlxforge}" if report.mlxforge else "") if part]
+    facts = [part for part in (day(report.created), f"mlxforge {report.mlxforge}" if report.mlxforge else "") if part]
     yield from ("", *([plain(" · ".join(facts)), ""] if facts else []))
 
 

@@ -19,6 +19,7 @@ from mlxforge.evals.figures import (
     Finding,
     chance,
     change,
+    day,
     figure,
     find_test,
     findings,
@@ -41,7 +42,7 @@ from mlxforge.evals.report import Report, Test, Value
 
 WEB = Path(__file__).parent / "web"
 ARROWS = {"higher": ("↑", "higher is better"), "lower": ("↓", "lower is better")}
-OPEN = '<div class="scroll" tabindex="0">'
+OPEN = '<div class="scroll" tabindex="0" role="region" aria-label="table">'
 FIELDS = ("label", "kind", "stage", "model", "family", "size", "hash", "run")
 
 
@@ -100,7 +101,7 @@ def _header(report: Report, outcome: Beside, has_rows: bool) -> str:
     names = ['<a href="#gate">gate</a>'] * bool(outcome.verdict) + ['<a href="#stages">stages</a>'] * bool(outcome.road) + names
     names += ['<a href="#tests">tests</a>'] * bool(report.tests) + ['<a href="#training">training</a>'] * bool(report.curves)
     names += ['<a href="#rows">rows</a>'] * has_rows + ['<a href="#models">models</a>'] * bool(report.models)
-    created = f" · {text(report.created)}" if report.created else ""
+    created = f" · {text(day(report.created))}" if report.created else ""
     if outcome.verdict:
         kind = "better" if outcome.verdict.passed else "worse"
         created += f' <a class="badge {kind}" href="#gate">gate {told(outcome.verdict)}</a>'
@@ -125,7 +126,7 @@ def _change(one: Finding, sets: int) -> str:
 def _gate(known: Beside) -> Iterator[str]:
     if not known.verdict:
         return
-    when = f" · {text(known.verdict.time[:16].replace('T', ' '))}" if known.verdict.time else ""
+    when = f" · {text(day(known.verdict.time))}" if known.verdict.time else ""
     yield f'<section><h2 id="gate">Gate</h2><p class="soft small">{told(known.verdict)}{when}</p>'
     rows = [check_cells(check) for check in known.verdict.requirements]
     kinds = ["better" if check.passed else "worse" for check in known.verdict.requirements]
@@ -196,7 +197,8 @@ def _cell(report: Report, label: str, name: str, metric: str, span: tuple[float,
     test = find_test(report, label, first, name, metric) if label != first else None
     kind = standing(test, value.better)
     mark = {"better": "▲ ", "worse": "▼ "}.get(kind, "")
-    delta = f'<span class="delta">{mark}{figures(signed(test.difference, value.unit))}</span>' if test else ""
+    unit = value.unit if value.unit == "bytes" else ""
+    delta = f'<span class="delta">{mark}{figures(signed(test.difference, unit))}</span>' if test else ""
     rows = {one.name: one.rows for one in report.sets}.get(name)
     facts = [spread(value.low, value.high, value.unit), f"n={value.n:,}" if value.n not in (0, rows) else ""]
     told = figures(" · ".join(one for one in facts if one))

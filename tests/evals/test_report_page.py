@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import msgspec
@@ -17,6 +19,8 @@ from mlxforge.evals.figures import chance, findings, number, overall, sentence, 
 from mlxforge.evals.report import MARKDOWN, PAGE, REPORT, ROWS, ModelInfo, Report, SetInfo, load_report
 from mlxforge.evals.road import Gain, Outcome, Summary
 from mlxforge.evals.write import write_pages, write_report
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 class Page(HTMLParser):
@@ -261,6 +265,17 @@ def test_a_damaged_verdict_is_told(tmp_path):
     with pytest.raises(DataError, match="damaged") as raised:
         write_pages(tmp_path)
     assert raised.value.where == str(tmp_path / "gate.json")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+def test_a_browser_draws_the_rows_and_runs_nothing_else(written):
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", "--dump-dom"]
+    done = subprocess.run([BROWSER, *flags, (written / PAGE).as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    drawn = Page(done.stdout)
+    assert [content for name, content in drawn.attributes if name == "class"].count("row") == 40
+    assert len(drawn.scripts) == 2
+    assert "img" not in drawn.tags
 
 
 def test_numbers_as_people_read_them():

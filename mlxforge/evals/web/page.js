@@ -3,6 +3,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const tools = { search: byId("search"), set: byId("set"), model: byId("model"), against: byId("against"), order: byId("order"), show: byId("show"), marks: byId("marks") };
 const list = byId("list"), count = byId("count"), more = byId("more");
+const has = (object, name) => Object.prototype.hasOwnProperty.call(object, name);
 const MANY = 100, LONGEST = 1200;
 let shown = MANY;
 
@@ -38,7 +39,7 @@ function number(value) {
 function gains(row, model, against) {
   const one = row.answers[model], other = row.answers[against];
   if (!one || !other) return [];
-  return Object.entries(data.signs[row.set] || {}).filter(([name]) => name in one.scores && name in other.scores)
+  return Object.entries(data.signs[row.set] || {}).filter(([name]) => has(one.scores, name) && has(other.scores, name))
     .map(([name, sign]) => sign * (one.scores[name] - other.scores[name]));
 }
 function compare(a, b) {
@@ -73,7 +74,28 @@ function difference(before, after) {
     }
   }
   parts.push(["same", end ? a.slice(a.length - end) : []]);
-  return parts;
+  return grouped(parts);
+}
+/* Changed words that only space parts are one change: all that is gone, then all that is new. */
+function grouped(parts) {
+  const found = [];
+  let gone = [], fresh = [], gap = [];
+  const flush = () => {
+    found.push(["gone", gone], ["new", fresh], ["same", gap]);
+    gone = []; fresh = []; gap = [];
+  };
+  for (const [what, tokens] of parts) {
+    if (what === "same" && (gone.length || fresh.length) && tokens.every((token) => !token.trim())) gap.push(...tokens);
+    else if (what === "same") { flush(); found.push(["same", tokens]); }
+    else {
+      gone.push(...gap);
+      fresh.push(...gap);
+      gap = [];
+      (what === "gone" ? gone : fresh).push(...tokens);
+    }
+  }
+  flush();
+  return found.filter(([, tokens]) => tokens.length);
 }
 /* The same words, and those of the kinds in tags: { new: "ins", gone: "del" }. */
 function marked(where, parts, tags) {
@@ -129,7 +151,7 @@ function withMarks(row, label, model, against, marks) {
 }
 function answer(row, label, model, against, marks) {
   const one = row.answers[label], good = data.signs[row.set] || {};
-  const facts = Object.keys(good).filter((name) => name in one.scores).map((name) => `${name.replaceAll("_", " ")} ${number(one.scores[name])}`);
+  const facts = Object.keys(good).filter((name) => has(one.scores, name)).map((name) => `${name.replaceAll("_", " ")} ${number(one.scores[name])}`);
   if (one.finish && one.finish !== "stop") facts.push(`ended: ${one.finish}`);
   const body = withMarks(row, label, model, against, marks) || box(one.text);
   body.dir = "auto";
@@ -148,8 +170,8 @@ function answer(row, label, model, against, marks) {
 function fill(inside, row, model, against, marks) {
   if (row.prompt !== null) inside.append(part("prompt", box(row.prompt)));
   if (row.reference !== null) inside.append(part("reference", box(row.reference)));
-  const chosen = [against, model].filter((label, at, all) => label in row.answers && all.indexOf(label) === at);
-  const others = data.models.filter((one) => one in row.answers && !chosen.includes(one));
+  const chosen = [against, model].filter((label, at, all) => has(row.answers, label) && all.indexOf(label) === at);
+  const others = data.models.filter((one) => has(row.answers, one) && !chosen.includes(one));
   for (const some of [chosen, others]) if (some.length)
     inside.append(element("div", "answers", ...some.map((label) => answer(row, label, model, against, marks))));
   if (row.source !== null) inside.append(folded("source", box(row.source)));
@@ -164,9 +186,9 @@ function asked(row) {
 /* The first metric that changed, else the weightiest one. */
 function moved(row, model, against) {
   const after = row.answers[model]?.scores || {}, before = model === against ? {} : row.answers[against]?.scores || {};
-  const names = Object.keys(data.signs[row.set] || {}).filter((one) => one in after);
-  const name = names.find((one) => one in before && before[one] !== after[one]) || names[0];
-  return name ? `${name.replaceAll("_", " ")} ${name in before ? `${number(before[name])} → ` : ""}${number(after[name])}` : "";
+  const names = Object.keys(data.signs[row.set] || {}).filter((one) => has(after, one));
+  const name = names.find((one) => has(before, one) && before[one] !== after[one]) || names[0];
+  return name ? `${name.replaceAll("_", " ")} ${has(before, name) ? `${number(before[name])} → ` : ""}${number(after[name])}` : "";
 }
 const WORDS = { better: "▲ ", worse: "▼ ", same: "", "": "" };
 function card(row, model, against, marks) {
@@ -192,7 +214,7 @@ function haystack(row) {
 }
 function draw() {
   const { search, set, model, against, order, show, marks } = tools, needle = search.value.trim().toLowerCase();
-  const rows = data.rows.filter((row) => (!set.value || row.set === set.value) && model.value in row.answers && (!needle || haystack(row).includes(needle)))
+  const rows = data.rows.filter((row) => (!set.value || row.set === set.value) && has(row.answers, model.value) && (!needle || haystack(row).includes(needle)))
     .map((row) => ({ row, change: gains(row, model.value, against.value) }))
     .filter((one) => !show.value || standing(one.change) === show.value);
   const none = [Infinity], sign = order.value === "best" ? -1 : 1;
