@@ -20,14 +20,17 @@ def check_outputs(paths: Sequence[Path], force: bool) -> None:
     """Stops before any work where an output cannot be written, or not be read again as the JSON lines that it will hold.
 
     Raises:
-        DataError: an existing file without ``force``, something that is no file, two outputs of one name, or the suffix of
-            another kind of file.
+        DataError: an existing file without ``force``, something that is no file, a file where its folder would be, two
+            outputs of one name, or the suffix of another kind of file.
     """
     for number, path in enumerate(paths):
         if path.suffix.lower() in READERS.keys() - LINES:
             raise DataError(f"JSON lines are not read from '{path.suffix}' files", where=str(path), fix="name a .jsonl file")
         if path.resolve() in {other.resolve() for other in paths[:number]}:
             raise DataError("two outputs in one file", where=str(path), fix="name another file for one of them")
+        above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+        if not above.is_dir():
+            raise DataError(f"'{above.name}' is a file, not a folder", where=str(path), fix="name another place")
         if os.path.lexists(path) and not path.is_file():
             raise DataError("not a regular file", where=str(path), fix="name a file to write")
         if path.exists() and not force:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from mlxforge.data.output import check_outputs, new_file
 from mlxforge.data.splits import PARTS
 from mlxforge.knowledge.asked import ProviderSettings, Purse
 from mlxforge.knowledge.gates import ABOUT
-from mlxforge.knowledge.jobs import REJECTED, Job, job_key
+from mlxforge.knowledge.jobs import REJECTED, Job, Task, job_key
 from mlxforge.knowledge.providers import Provider, provider
 from mlxforge.knowledge.sampling import Sampled, plan, sample
 from mlxforge.knowledge.store import open_store
@@ -89,7 +89,9 @@ def synth_qa(
         judging = _judge(settings, judge, asked, reached, purse)
         deciding = decisive(settings, sampled, prompts, asked.model, judging.model if judging else "")
         check_outputs(others(outputs.all, job_key(KIND, deciding)), force)
-        job = Job.open(store, KIND, deciding, plan(sampled, settings.styles, settings.per_chunk, settings.limit), redo=redo)
+        tasks = list(plan(sampled, settings.styles, settings.per_chunk, settings.limit))
+        job = Job.open(store, KIND, deciding, tasks, redo=redo)
+        note_smaller(job, tasks, settings.limit, emit)
         purse.spent = job.usage.cost
         writer = Writer(store, settings, asked.model, prompts, job.key)
         stopped: BaseException | None = None
@@ -124,6 +126,13 @@ def _job_of(file: Path) -> str:
             return str(json.loads(opened.readline())["source"]["job"])
         except (ValueError, LookupError, TypeError):
             return ""
+
+
+def note_smaller(job: Job, tasks: Sequence[Task], limit: int | None, emit: Emit) -> None:
+    """Says where a limit asks for less than was asked for before: nothing is taken back."""
+    if job.states.total() > len(tasks):
+        what = f"--limit {limit} asks for less than the job has from an earlier run: all of its rows are written"
+        emit(Noted(message=f"{what}; --redo begins anew"))
 
 
 def read_prompts(settings: QaSettings) -> dict[str, Prompt]:

@@ -24,7 +24,7 @@ from mlxforge.knowledge.schemas import enough, from_json, problem
 from mlxforge.knowledge.store import Store, open_store
 from mlxforge.knowledge.templates import Prompt, read_prompt
 from mlxforge.runs.review import keep_reviews
-from mlxforge.runs.synth import EXPECTED, LETTERS_A_TOKEN, SHOWN, others
+from mlxforge.runs.synth import EXPECTED, LETTERS_A_TOKEN, SHOWN, note_smaller, others
 from mlxforge.runs.synth_work import work
 
 KIND, FINDING = "expand", "entities"
@@ -160,6 +160,7 @@ def synth_expand(
         found = _entities(documents, expander, asked, purse, redo, emit)
         tasks = _plan(found, settings, store_path)
         job = Job.open(store, KIND, deciding, tasks[: settings.limit], redo=redo)
+        note_smaller(job, tasks[: settings.limit], settings.limit, emit)
         purse.spent += job.usage.cost
         expander.job = job.key
         stopped: BaseException | None = None

@@ -32,7 +32,7 @@ from mlxforge.runs.opening import resolve_base
 from mlxforge.runs.review import keep_reviews
 from mlxforge.runs.shape_data import finish as finish_reading
 from mlxforge.runs.shape_data import inputs_of
-from mlxforge.runs.synth import EXPECTED, LETTERS_A_TOKEN, SHOWN, Outputs, others
+from mlxforge.runs.synth import EXPECTED, LETTERS_A_TOKEN, SHOWN, Outputs, note_smaller, others
 from mlxforge.runs.synth_expand import told
 
 KIND = "pairs"
@@ -86,6 +86,7 @@ def synth_pairs(
         deciding = decisive(settings, model, weights, prompt, judging, pairs.digest(store, tasks))
         check_outputs(others(outputs.all, job_key(KIND, deciding)), force)
         job = Job.open(store, KIND, deciding, tasks[: settings.limit], redo=redo)
+        note_smaller(job, tasks[: settings.limit], settings.limit, emit)
         purse.spent = job.usage.cost
         stopped: BaseException | None = None
         try:

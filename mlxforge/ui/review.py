@@ -23,7 +23,7 @@ from mlxforge.ui.talk import harmless
 
 KEYS = (
     *(("a", "accept"), ("e", "edit"), ("r", "reject"), ("s", "skip")),
-    *(("q", "quit"), ("b", "back"), ("j/k", "scroll")),
+    *(("b", "back"), ("j/k", "scroll"), ("q", "quit")),  # the last is always shown
 )
 WORDS = {"a": "accept", "r": "reject"}
 STYLES = {"accept": "bold #41c98e", "edit": "bold #41c98e", "reject": "bold red", "accepted": "#41c98e", "rejected": "red"}
@@ -32,6 +32,7 @@ ROLES = {"user": "bold #5fafff", "assistant": "bold #41c98e", "system": "bold br
 ROLES |= {"rejected": "bold red", "prompt": "bold #5fafff"}
 NOT_SHOWN = ("source", "review", "made_by")
 TOLD = ("style", "model", "way", "judge", "grounded", "job")  # of where a row comes from
+ROOMY = 80  # columns from which all keys have room
 WIDE = 100  # columns from which row and source stand side by side
 SHORT = 100  # characters of JSON that stay on one line
 PAUSE = 0.25
@@ -176,7 +177,9 @@ class Picture:
     def _keys(self, width: int) -> Text:
         if self.message:
             return panels.fit(panels.line((self.message, "bold yellow")), width)
-        return panels.joined([panels.line((f" {key} ", "reverse"), f" {what}") for key, what in KEYS], width)
+        gap = "  " if width >= ROOMY else " "
+        *keys, quits = [panels.line((f" {key} ", "reverse"), f" {what}") for key, what in KEYS]
+        return panels.joined([panels.joined(keys, width - len(gap) - quits.cell_len, gap), quits], width, gap)
 
     def _aside(self, console: Console, options: ConsoleOptions, width: int, height: int) -> list[Any]:
         assert self.shown is not None

@@ -347,6 +347,10 @@ BAD = {
     "hub for text": (("extract", "hub:x/y", "-o", "x.jsonl"), "hub:x/y: a hub dataset holds rows"),
     "not utf-8": (("extract", "latin.txt", "-o", "x.jsonl"), "latin.txt: not UTF-8 at byte 7"),
     "output is a folder": (("dedup", "one.jsonl", "-o", "folder"), "folder: not a regular file"),
+    "a file where its folder would be": (
+        ("dedup", "one.jsonl", "-o", "one.jsonl/a/x.jsonl"),
+        "'one.jsonl' is a file, not a folder",
+    ),
     "no such mix": (("mix", "none", "-o", "x.jsonl"), "none: cannot read the config"),
     "a training preset": (("mix", "cpt-standard", "-o", "x.jsonl"), "a mix has a list of sources"),
     "text in a mix": (("mix", "m.yaml", "--set", "a=text.jsonl", "-o", "x.jsonl"), "text rows (text) cannot be read as chat"),

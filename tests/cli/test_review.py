@@ -287,6 +287,7 @@ def test_a_picture_keeps_to_the_size_of_the_screen(kb):
                 console.print(picture, end="")
             lines = captured.get().split("\n")
             assert len(lines) <= height
+            assert "quit" in lines[-1] or width < 40
             console.clear()
 
 

@@ -107,6 +107,7 @@ MISTAKES = [
     ("min: 0, max: 1,", "min: 1, max: 1,", "s.yaml:13: commands.deploy.args.share.min: no number is in [1, 1)"),
     ("      --wait:", "      --trace:", "s.yaml:6: commands.deploy: '--trace' is there twice"),
     ("    subcommands:\n", "    subcommands: {}\n    args:\n", "s.yaml:22: commands.logs.subcommands: is empty"),
+    ("enum: [staging, production]", "enum: [a, b, a]", "s.yaml:11: commands.deploy.args.environment.enum: 'a' is there twice"),
     ("cli_name: ship", "cli_name: [ship", "s.yaml:2: not valid YAML"),
 ]
 

@@ -16,6 +16,7 @@ import pytest
 from bad_server import serving_badly
 
 from mlxforge.core.errors import ConfigError, DataError
+from mlxforge.core.events import Noted
 from mlxforge.core.files import embedded
 from mlxforge.knowledge.asked import CostReached, ProviderSettings
 from mlxforge.knowledge.store import Chunk, Document, open_store
@@ -120,6 +121,14 @@ def test_a_larger_limit_goes_on_and_redo_begins_anew(kb, server):
     assert set(server.asked().values()) == {2}
     with pytest.raises(DataError, match="is there already"):
         make(kb, server, changes={"seed": 1})
+
+
+def test_a_smaller_limit_writes_all_that_is_made_and_says_so(kb, server):
+    told = []
+    make(kb, server, changes={"limit": 10})
+    result, rows = make(kb, server, changes={"limit": 4}, emit=told.append)
+    assert (len(rows), result["calls"]) == (10, 5)
+    assert "--limit 4 asks for less than the job has" in " ".join(event.message for event in told if isinstance(event, Noted))
 
 
 def test_a_ceiling_keeps_what_is_made_and_goes_on_when_raised(kb, server):

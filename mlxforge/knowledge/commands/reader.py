@@ -304,7 +304,9 @@ class Reader:
         kinds = tuple(Kind(TYPES.get(str(name), "text"), enum, *bounds) for name in names)
         if unknown:
             return kinds
-        for item in enum:
+        for number, item in enumerate(enum):
+            if any(item == other and type(item) is type(other) for other in enum[:number]):
+                self.problem((*key, "enum"), f"{item!r} is there twice")
             if wrong := next((w for kind in kinds if (w := Kind(kind.type).problem(item))), ""):
                 self.problem((*key, "enum"), wrong, "quote it if it is text")
         low, high = bounds[:2]
