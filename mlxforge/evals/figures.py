@@ -100,7 +100,7 @@ def visible(text: str) -> str:
 
 
 def _seen(letter: str) -> str:
-    if letter in "\n\t‌‍" or unicodedata.category(letter) not in ("Cc", "Cf", "Cs"):
+    if letter in "\n\t‌‍" or unicodedata.category(letter) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
         return letter
     return f"⟨U+{ord(letter):04X}⟩"
 

@@ -11,11 +11,12 @@ from html.parser import HTMLParser
 
 import msgspec
 import pytest
-from report_makes import HOSTILE, LABELS, line, report, rows, value
+from report_makes import HOSTILE, LABELS, line, paired, report, rows, value
 
 from mlxforge.core.errors import DataError
 from mlxforge.evals.explorer import LONGEST, SHOWN
-from mlxforge.evals.figures import chance, findings, number, overall, sentence, signed, visible
+from mlxforge.evals.figures import chance, findings, number, overall, sentence, signed, standing, visible
+from mlxforge.evals.markdown import plain
 from mlxforge.evals.report import MARKDOWN, PAGE, REPORT, ROWS, ModelInfo, Report, SetInfo, load_report
 from mlxforge.evals.road import Gain, Outcome, Summary
 from mlxforge.evals.write import write_pages, write_report
@@ -185,6 +186,24 @@ def test_markdown_takes_text_as_text(written):
     # Models, figures of three models, tests, curves: a stray bar in a cell would make a width of its own.
     assert {text.count("|") for text in tables} == {8, 5, 9}
     assert len(tables) > 10
+
+
+def test_no_mark_of_markdown_is_left():
+    for bad in (*HOSTILE, "# h", "_x_ a_b", "1 < 2 & 3", "www | ~~x~~"):
+        text = plain(bad)
+        assert not re.search(r"[\\`*\[\]|~@$<>]|://|\n|(?<!\w)_|_(?!\w)", text), text
+        assert html.unescape(text).replace(" ↵ ", "") == visible(bad).replace("\t", " ").replace("\n\n  ", "")
+    assert plain("a_b") == "a_b"
+
+
+def test_a_change_is_marked_where_test_and_interval_say_so():
+    def said(better="higher", **more):
+        figures = {"difference": 0.1, "low": 0.05, "high": 0.15, "p": 0.01} | more
+        return standing(paired("s", "m", "b", "a", **figures), better)
+
+    assert (said(), said("lower"), said("")) == ("better", "worse", "")
+    assert said(p=0.05) == said(low=0.0) == said(low=-0.1, high=0.0) == "unclear"
+    assert standing(None, "higher") == ""
 
 
 def test_the_verdict_is_on_top(written):
