@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlxforge.cli.asking import options
+from mlxforge.cli.assisting import RAG, check
 from mlxforge.cli.shaping import show_json, show_next
 from mlxforge.cli.subject import preferred
 
@@ -51,6 +53,7 @@ GATED = ("exact_match", "command_exact", "choice_accuracy", "preference_accuracy
 @click.option("--fresh", is_flag=True, help="Ask for everything again; else what a model gave before is not asked twice.")
 @click.option("--format", metavar="NAME", help="Format of the rows, such as alpaca. [default: found row by row]")
 @click.option("--map", "mapping", multiple=True, metavar="KEY=KEY", help="Where a row has its parts: --map prompt=question.")
+@options(*RAG)
 @click.option(
     "--runs-dir", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder that holds the runs."
 )
@@ -77,15 +80,20 @@ def eval(  # noqa: A001 - the name of the command
     mlxforge eval tiny run:answers --data test.jsonl
     mlxforge eval base=tiny sft=run:answers dpo=run:answers-dpo --data test.jsonl --data pairs.jsonl -o report
     mlxforge eval run:answers answers.q4_k_m.gguf --data test.jsonl --metrics exact_match,latency
+    mlxforge eval tiny run:answers --data sft.test.jsonl --rag kb.sqlite --top-k 3
 
     A MODEL is 'tiny', a folder, a hub id, run:NAME, run:NAME@STEP, or a .gguf file; LABEL=MODEL names it in the report. The
     others are held against the first. What fits a set is found by its rows: text (perplexity, bits a byte), conversations
     (exact match, F1, ROUGE, BLEU), commands, choices, preference pairs.
 
+    --rag asks each question three times: closed book, with passages of the knowledge base that a search finds (SET+rag), and
+    with the one that its row names (SET+gold).
+
     Answers are kept as they come: after Ctrl-C the same command goes on.
     """
     if no_retention and given["retention"]:
         raise click.UsageError("--retention and --no-retention do not go together")
+    check(given)
     from mlxforge.runs.eval_job import EvalSettings, output_folder
     from mlxforge.runs.evaluate import evaluate
     from mlxforge.ui.bars import bars
@@ -95,6 +103,7 @@ def eval(  # noqa: A001 - the name of the command
     given["map"] = _mapped(mapping)
     given["retention"] = "" if no_retention else given["retention"]
     given["output"] = output_folder(given["output"])
+    given["top_k"] = given["top_k"] or 3
     names = tuple(name for one in metrics for name in one.replace(",", " ").split())
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with bars() as emit:

@@ -310,7 +310,11 @@ def value(one: Column, seed: int = 0) -> Value:
 
 
 # Group -> why there is no figure, where it is not the set that lacks something.
-WHY = {"calibration": "no answer states such a confidence", "latency": "no answer was timed that is long enough"}
+WHY = {
+    "calibration": "no answer states such a confidence",
+    "latency": "no answer was timed that is long enough",
+    "rag": "no row names the passage it was made from",
+}
 
 
 def _why(metric: Metric) -> str:

@@ -14,8 +14,19 @@ PROMPTS = Path(__file__).parent / "prompts"
 PLACES = ("title", "heading", "passage", "count", "audience")
 JUDGED = ("title", "passage", "conversation", "style")
 WRITING = ("title", "passage", "entities", "audience")
+COMPARED = ("conversation", "reference", "first", "second")
 # What is known of others than the styles.
-OTHERS = {"judge": JUDGED, "expand-entity": WRITING, "expand-relation": WRITING, "open-book": JUDGED}
+OTHERS = {
+    "judge": JUDGED,
+    "expand-entity": WRITING,
+    "expand-relation": WRITING,
+    "open-book": JUDGED,
+    "rag": ("passages", "question"),
+    "compare": COMPARED,
+    "rubric": ("conversation", "reference", "answer"),
+}
+# What a prompt is nothing without, where that is not the passage.
+NEEDED = {"rag": ("passages", "question"), "compare": ("conversation", "first", "second"), "rubric": ("conversation", "answer")}
 PLACE = re.compile(r"\{([a-z_]+)\}")
 BETWEEN = re.compile(r"^---[ \t]*\n", re.MULTILINE)
 
@@ -41,7 +52,7 @@ def read_prompt(name: str, folder: Path | None = None) -> Prompt:
 
     Raises:
         ConfigError: no such folder, a file of another name in it, one that is no text or empty, an unknown place, a place above
-            the ``---``, or no place for the passage.
+            the ``---``, or no place for what the prompt is about.
     """
     if folder is not None and not folder.is_dir():
         fix = f"mlxforge synth prompts {folder} copies the shipped ones there"
@@ -55,8 +66,7 @@ def read_prompt(name: str, folder: Path | None = None) -> Prompt:
         raise ConfigError(f"not a text: {error}", where=str(path)) from error
     parts = BETWEEN.split(text, maxsplit=1)
     system, user = ("", parts[0]) if len(parts) == 1 else parts
-    known = OTHERS.get(name, PLACES)
-    _check(path, text, known)
+    _check(path, text, OTHERS.get(name, PLACES), NEEDED.get(name, ("passage",)))
     return Prompt(system.strip(), user.strip(), bytes_hash(text)[:12], path)
 
 
@@ -68,7 +78,7 @@ def _check_names(folder: Path) -> None:
             raise ConfigError("no prompt of this name", where=str(path), fix=did_you_mean(path.name, known))
 
 
-def _check(path: Path, text: str, known: tuple[str, ...]) -> None:
+def _check(path: Path, text: str, known: tuple[str, ...], needed: tuple[str, ...]) -> None:
     for number, line in enumerate(text.splitlines(), 1):
         for place in PLACE.findall(line):
             if place not in known:
@@ -77,5 +87,7 @@ def _check(path: Path, text: str, known: tuple[str, ...]) -> None:
     for number, line in enumerate(system.splitlines(), 1):
         if place := PLACE.search(line):
             raise ConfigError(f"{place[0]} is filled below the --- only", where=f"{path}:{number}", fix="move it there")
-    if "{passage}" not in BETWEEN.split(text, maxsplit=1)[-1]:
-        raise ConfigError("no place for {passage}", where=str(path), fix="write it where the passage is to stand")
+    user = BETWEEN.split(text, maxsplit=1)[-1]
+    for place in needed:
+        if f"{{{place}}}" not in user:
+            raise ConfigError(f"no place for {{{place}}}", where=str(path), fix=f"write it where the {place} is to stand")

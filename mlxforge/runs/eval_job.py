@@ -13,6 +13,7 @@ from mlxforge.evals.graded import Graded
 from mlxforge.evals.metrics import GIVES, METRICS, Chosen, Metric, asked_by, chosen
 from mlxforge.evals.report import REPORT, ROWS, ModelInfo
 from mlxforge.runs.eval_sets import RETENTION, EvalSet, Spec, parse_sets, read_set, retention_text
+from mlxforge.runs.rag import FOUND, conditions
 from mlxforge.runs.subjects import WINDOW, Named, info_of, name_models, vocabulary
 
 
@@ -34,6 +35,8 @@ class EvalSettings:
         seed: of the bootstrap.
         fresh: ask for everything again, whatever is kept.
         format, map: how rows are read, as in training.
+        rag: a knowledge base; questions are asked with ``top_k`` of its passages too, see :mod:`mlxforge.runs.rag`.
+        prompts: a folder of prompts to use in place of the shipped ones.
     """
 
     models: Sequence[str]
@@ -51,6 +54,9 @@ class EvalSettings:
     fresh: bool = False
     format: str | None = None
     map: Mapping[str, str] = field(default_factory=dict)
+    rag: Path | None = None
+    top_k: int = 3
+    prompts: Path | None = None
 
 
 @dataclass
@@ -91,13 +97,15 @@ def output_folder(given: Path | None) -> Path:
 def prepare(settings: EvalSettings, emit: Emit = ignore) -> Job:
     """Reads all that is asked, and refuses what cannot be done, before any weight is loaded; errors as :func:`evaluate`."""
     models = name_models(settings.models, settings.runs_dir)
-    sets = list(_sets(settings, emit))
+    sets, notes = list(_sets(settings, emit)), list[str]()
+    if settings.rag:
+        sets = list(conditions(sets, settings.rag, top_k=settings.top_k, prompts=settings.prompts, notes=notes, emit=emit))
     picked: Chosen = chosen(settings.metrics, {one.name: gives(one) for one in sets})
     measured = dict(picked.metrics)
     if RETENTION in measured and METRICS["bpb"] not in measured[RETENTION]:
         # What a stage cost is always told, whatever else is asked for.
         measured[RETENTION] = [METRICS["bpb"], *measured[RETENTION]]
-    job = Job(settings, models, {}, [one for one in sets if measured[one.name]], measured, [], emit)
+    job = Job(settings, models, {}, [one for one in sets if measured[one.name]], measured, notes, emit)
     for note in picked.notes:
         job.note(note)
     for one in sets:
@@ -124,7 +132,7 @@ def gives(one: EvalSet) -> set[str]:
     found = set(GIVES[one.kind]) | asked_by(text for row in one.rows for text in row.references)
     if any(row.schema is not None for row in one.rows):
         found |= {"schema", "json"}
-    if any(row.hit is not None for row in one.rows):
+    if one.name.endswith(FOUND):
         found.add("hit")
     return found
 
