@@ -48,6 +48,17 @@ def test_the_commands_of_the_page_on_knowledge_run(tmp_path):
     assert len((tmp_path / "pairs.jsonl").read_text().splitlines()) > 1
 
 
+@pytest.mark.slow
+def test_the_commands_of_the_page_on_runs_run(tmp_path):
+    for line in block("commands", (ROOT / "docs" / "runs.md").read_text()).splitlines():
+        done = call(shlex.split(line, comments=True), tmp_path)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        if "--tree" in line:
+            assert [name in done.stdout for name in ("tiny", "notes", "bold", "exports/fused", "from step 15")] == [True] * 5
+    assert not (tmp_path / "runs" / "bold").exists()
+    assert (tmp_path / "losses.png").stat().st_size > 10_000
+
+
 def test_the_python_of_the_readme_runs(tmp_path):
     done = call([sys.executable, "-c", block("python")], tmp_path)
     assert done.returncode == 0, done.stderr

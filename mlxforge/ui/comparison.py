@@ -51,7 +51,7 @@ def curves(found: Mapping[str, Any], width: int, height: int = 16) -> Iterator[R
     for kind, title in TITLES.items():
         lines = [Series(*line, colour(index)) for index, line in enumerate(_lines(found, kind)) if len(line[0]) > 1]
         if lines:
-            yield Text(f"\n{title} (nats a token) by step", "bold")
+            yield Text(f"\n{title}, by step", "bold")
             yield plot(lines, width, height).append("\n")
     legend = Text("\n")
     for index, run in enumerate(found["runs"]):
@@ -78,7 +78,7 @@ def draw_comparison(found: Mapping[str, Any], out: Path) -> None:
         for index, (xs, ys) in enumerate(_lines(found, kind)):
             marker = "o" if kind == "valid" else None
             axes.plot(xs, ys, color=colour(index), marker=marker, markersize=4, label=found["runs"][index]["name"])
-        axes.set(ylabel=f"{TITLES[kind]}\n(nats a token)")
+        axes.set(ylabel=TITLES[kind])
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
