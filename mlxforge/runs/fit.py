@@ -102,7 +102,8 @@ def choices(config: TrainSettings, model: Shapes, work: Work) -> Iterator[tuple[
                 slower = SMALLER**halvings * _recomputing(model, config, changed)
                 found.append((slower, changes, halvings, changed, tokens))
         for _, changes, halvings, changed, tokens in sorted(found, key=lambda one: one[0]):
-            shape = replace(work, largest=tuple(smaller(batch, tokens, length) for batch in work.largest))
+            trained, scored = (tuple(smaller(one, tokens, length) for one in some) for some in (work.largest, work.evaluated))
+            shape = replace(work, largest=trained, evaluated=scored)
             yield changes, halvings, changed, shape
         if length <= LEAST_LENGTH:
             return

@@ -18,6 +18,8 @@ from mlxforge.runs.opening import resolve_base
 IN_FLIGHT = 1.0
 # The same where layers are recomputed: a layer is computed anew while the one before it goes backward, and its results wait.
 RECOMPUTED = 2.85
+# Layers' worth of numbers that are alive in a forward pass alone, for scoring.
+FORWARD = 1.15
 # Copies of a chunk's float32 logits: the logits and their exponentials; where the head is trained, their
 # gradients too; where logits are capped, the cap's.
 LOGITS, TRAINED_LOGITS, MORE_TRAINED_LOGITS, CAPPED_LOGITS = 2.0, 5.6, 3.9, 8.5
@@ -60,10 +62,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class Work:
-    """What a run has to do. ``largest``: batches of which one is the largest; ``reference``: bytes kept of a reference."""
+    """What a run has to do.
+
+    Attributes:
+        largest: micro-batches of which one needs most; ``evaluated``: the same of those that are scored.
+        slots, evaluation_slots: tokens of all micro-batches together, padding included.
+        reference: bytes that are kept of a reference.
+    """
 
     largest: tuple[Batch, ...]
     slots: float
+    evaluated: tuple[Batch, ...] = ()
     evaluation_slots: float = 0
     reference: int = 0
 
@@ -101,6 +110,8 @@ def forecast(
     model = model or shapes_for(settings)
     work = work or full_work(settings)
     parts = max((peak(settings, model, batch) for batch in work.largest), key=lambda parts: sum(parts.values()))
+    beyond = max((scoring(model, batch) for batch in work.evaluated), default=0) - parts["activations"] - parts["logits"]
+    parts["evaluation"] = max(0, beyond - parts["gradients"])
     parts["caches"] += work.reference
     return Forecast({part: int(parts[part]) for part in PARTS}, seconds(settings, model, work, speed) if speed else None)
 
@@ -157,6 +168,11 @@ def _stages(settings: TrainSettings, model: Shapes, batch: Batch, head: float) -
     return [(inputs + flight + states, head), (inputs + RECOMPUTED * max(layers), 0.0)]
 
 
+def scoring(model: Shapes, batch: Batch) -> float:
+    """What scoring a batch takes beside weights and optimizer: a layer at a time, and logits."""
+    return FORWARD * max(layer_bytes(model, block, batch) for block in model.blocks) + LOGITS * _in_flight(model, batch)
+
+
 def layer_bytes(model: Shapes, block: Block, batch: Batch) -> float:
     """What a layer keeps of a batch for its backward pass."""
     numbers = block.kept * batch.slots + block.heads * seen(model, batch)
@@ -191,21 +207,30 @@ def stands_in(model: Shapes) -> bool:
 
 def logits(model: Shapes, batch: Batch) -> float:
     """Bytes of logits, their copies and chunks (models.scoring)."""
-    from mlxforge.models.scoring import CHUNK_BYTES, chunk_rows
-
-    whole = FLOAT * model.vocabulary * batch.trained
-    chunk = min(whole, FLOAT * model.vocabulary * chunk_rows(model.vocabulary))
-    chunks = whole / max(chunk, 1)
+    whole, chunk = _logits(model, batch)
     if model.head_trained or not model.head_plain:
         first = TRAINED_LOGITS if model.head_plain else CAPPED_LOGITS
-        return chunk * (first + MORE_TRAINED_LOGITS * min(chunks - 1, CHUNKS_IN_FLIGHT - 1))
-    return LOGITS * (min(whole, CHUNK_BYTES) if _at_once(model, batch) else min(whole, CHUNKS_IN_FLIGHT * chunk))
+        return chunk * (first + MORE_TRAINED_LOGITS * min(whole / max(chunk, 1) - 1, CHUNKS_IN_FLIGHT - 1))
+    return LOGITS * (chunk if _at_once(model, batch) else _in_flight(model, batch))
+
+
+def _logits(model: Shapes, batch: Batch) -> tuple[int, int]:
+    """Bytes of all logits of a batch as float32, and of a chunk of them."""
+    from mlxforge.models.scoring import chunk_rows
+
+    row = FLOAT * model.vocabulary
+    return row * batch.trained, row * min(batch.trained, chunk_rows(model.vocabulary))
+
+
+def _in_flight(model: Shapes, batch: Batch) -> int:
+    whole, chunk = _logits(model, batch)
+    return min(whole, CHUNKS_IN_FLIGHT * chunk)
 
 
 def _at_once(model: Shapes, batch: Batch) -> bool:
     from mlxforge.models.scoring import QUEUE_BYTES
 
-    large = FLOAT * model.vocabulary * batch.trained > QUEUE_BYTES
+    large = _logits(model, batch)[0] > QUEUE_BYTES
     return large and not model.gpu and model.head_plain and not model.head_trained
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,18 +96,21 @@ def outline(config: TrainSettings, emit: Emit, cache: Path) -> Outline:
     shape = shapes_of(model, description, config.lora, config.dtype)
     mode, make = batching(config, _Sharing(base.detected.packable), material, base.detected.packable)
     stream = RowStream(material.mixture, config, mode, make)
-    largest = _largest(stream.plan(0), lambda one: make(material.mixture.rows, one))
-    evaluated = []
+    largest = _largest(stream.plan(0), partial(make, material.mixture.rows))
+    scored: list[Any] = []
+    looked_at: list[Batch] = []
     for name, (rows, _) in material.fixed.items():
-        own = [make] if rows is material.pairs.get(name) else []
-        evaluated += FixedBatches(rows, config, mode, *own).plans
+        batches = FixedBatches(rows, config, mode, *([make] if rows is material.pairs.get(name) else []))
+        scored += batches.plans
+        looked_at += _largest(batches.plans, partial(batches.make, rows))
     plans = stream.plan(0)
     steps = -(-len(stream) // config.accumulate)
     evaluations = len(range(0, steps, config.eval_every or max(1, steps // 10))) + 1
     work = Work(
         largest=largest,
         slots=len(stream) * sum(one.slots for one in plans) / len(plans),
-        evaluation_slots=evaluations * sum(one.slots for one in evaluated),
+        evaluated=tuple(looked_at),
+        evaluation_slots=evaluations * sum(one.slots for one in scored),
         reference=sum(pairs.reference.nbytes for pairs in material.pairs.values()),
     )
     lengths = material.mixture.rows.lengths

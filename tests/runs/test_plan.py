@@ -85,6 +85,15 @@ def test_more_of_anything_takes_more(tiny):
     assert forecast(CptConfig(), model=tiny).total > total()  # without data: full micro-batches of the longest rows
 
 
+def test_a_large_set_that_is_scored_counts(tiny):
+    """Few trained tokens, and a text of which every token is scored: the peak is in the evaluation."""
+    batch = Batch(512, 8, 512 * 64)
+    alone = forecast(CptConfig(), Work((batch,), 1), model=tiny)
+    both = forecast(CptConfig(), Work((batch,), 1, (Batch(8192, 8192, 8192 * 64),)), model=tiny)
+    assert alone.parts["evaluation"] == 0 < both.parts["evaluation"]
+    assert {**both.parts, "evaluation": 0} == alone.parts
+
+
 # What fits.
 
 
