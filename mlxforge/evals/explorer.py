@@ -11,7 +11,7 @@ from mlxforge.evals.regressions import Line, Rows, signs, worst
 from mlxforge.evals.report import ROWS, Report
 
 SHOWN = 300  # rows that the page holds
-ROOM = 2_000_000  # characters of rows that it holds
+ROOM = 2_000_000  # bytes of rows that it holds
 LONGEST = 6_000  # characters of one text of a row
 CHOICES = {
     "show": {"": "all", "worse": "worse", "better": "better", "same": "equal"},
@@ -25,7 +25,7 @@ def shown_rows(report: Report, rows: Rows) -> Iterator[dict[str, Any]]:
     room = ROOM
     for (name, row), lines in zip(keys := list(worst(report, rows))[:SHOWN], rows.read(keys), strict=True):
         one = _row(name, row, lines)
-        room -= len(json.dumps(one, ensure_ascii=False))
+        room -= len(json.dumps(one, ensure_ascii=False).encode("utf-8", "replace"))
         if room < 0:
             return
         yield one

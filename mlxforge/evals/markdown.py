@@ -137,8 +137,9 @@ def _tests(report: Report) -> Iterator[str]:
         names = (plain(test.set), plain(title(test.metric)), plain(test.model), plain(test.against))
         figures = (signed(test.difference, unit), spread(test.low, test.high, unit), plain(chance(test.p)), f"{test.n:,}")
         lines.append((*names, *figures))
+    yield from ("<details>", f"<summary>{len(lines):,} tests</summary>", "")
     yield from table(("set", "metric", "model", "against", "difference", "95 % interval", "p", "rows"), lines, 4)
-    yield from ("The same rows for both models. p is not corrected for the number of tests.", "")
+    yield from ("</details>", "", "The same rows for both models. p is not corrected for the number of tests.", "")
 
 
 def _curves(report: Report) -> Iterator[str]:

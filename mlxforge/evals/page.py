@@ -42,6 +42,7 @@ from mlxforge.evals.report import Report, Test, Value
 
 WEB = Path(__file__).parent / "web"
 ARROWS = {"higher": ("↑", "higher is better"), "lower": ("↓", "lower is better")}
+MANY = 12  # tests that are shown unasked
 OPEN = '<div class="scroll" tabindex="0" role="region" aria-label="table">'
 FIELDS = ("label", "kind", "stage", "model", "family", "size", "hash", "run")
 
@@ -101,13 +102,14 @@ def _header(report: Report, outcome: Beside, has_rows: bool) -> str:
     names = ['<a href="#gate">gate</a>'] * bool(outcome.verdict) + ['<a href="#stages">stages</a>'] * bool(outcome.road) + names
     names += ['<a href="#tests">tests</a>'] * bool(report.tests) + ['<a href="#training">training</a>'] * bool(report.curves)
     names += ['<a href="#rows">rows</a>'] * has_rows + ['<a href="#models">models</a>'] * bool(report.models)
+    columns = "verdicts many" if len(cards) > 3 else "verdicts"
     created = f" · {text(day(report.created))}" if report.created else ""
     if outcome.verdict:
         kind = "better" if outcome.verdict.passed else "worse"
         created += f' <a class="badge {kind}" href="#gate">gate {told(outcome.verdict)}</a>'
     return (
         f'<header><p class="soft small">Evaluation{created}</p><h1>{text(headline(report))}</h1>'
-        f'<ul class="verdicts">{"".join(cards)}</ul><nav aria-label="Sections">{"".join(names)}</nav></header>'
+        f'<ul class="{columns}">{"".join(cards)}</ul><nav aria-label="Sections">{"".join(names)}</nav></header>'
     )
 
 
@@ -215,12 +217,13 @@ def _tests(report: Report) -> Iterator[str]:
     yield '<section><h2 id="tests">Paired tests</h2><p class="soft small">The same rows for both models: the difference '
     yield "with its 95&nbsp;% bootstrap interval, and a two-sided p that is not corrected for the number of tests.</p>"
     heads = ("set", "metric", "model", "against")
-    yield f'{OPEN}<table class="stack"><thead><tr>'
+    shown = " open" if len(report.tests) <= MANY else ""
+    yield f'<details class="fold"{shown}><summary>{len(report.tests):,} tests</summary>{OPEN}<table class="stack"><thead><tr>'
     yield "".join(f'<th scope="col">{one}</th>' for one in heads)
     right = ("difference", "95&nbsp;% interval", "p", "rows")
     yield "".join(f'<th scope="col" class="n">{one}</th>' for one in right) + "</tr></thead><tbody>"
     yield from (_test(report, test) for test in report.tests)
-    yield "</tbody></table></div></section>"
+    yield "</tbody></table></div></details></section>"
 
 
 def _test(report: Report, test: Test) -> str:
