@@ -185,8 +185,19 @@ def sweep(directory: Path, older_than: float = 0.0) -> None:
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Holds ``directory`` for this process alone; the lock goes with the process, however it ends."""
-    with disk_errors(directory):
-        file = open(directory / ".lock", "a")  # noqa: SIM115 - held until the end
+    with hold(directory / ".lock", "another process is writing this run", str(directory)):
+        yield
+
+
+@contextmanager
+def hold(path: Path, what: str, where: str) -> Iterator[None]:
+    """Holds a lock file, which is made where it is missing and stays.
+
+    Raises:
+        RunError: another process holds it; ``what`` and ``where`` say so.
+    """
+    with disk_errors(path.parent):
+        file = open(path, "a")  # noqa: SIM115 - held until the end
     with file:
         for last in (False, False, True):
             try:
@@ -194,8 +205,7 @@ def locked(directory: Path) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if last:
-                    what = "another process is writing this run"
-                    raise RunError(what, where=str(directory), fix="wait for it or stop it") from None
+                    raise RunError(what, where=where, fix="wait for it or stop it") from None
                 # Somebody who looks whether the run lives holds the lock for a moment.
                 time.sleep(0.1)
         yield

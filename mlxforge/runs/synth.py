@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mlxforge.core.errors import DataError, Interrupted, RunFailed
 from mlxforge.core.events import Emit, Noted, Progress, ignore
+from mlxforge.core.files import hold
 from mlxforge.data.dedup import Deduplicator
 from mlxforge.data.output import check_outputs, new_file
 from mlxforge.data.splits import PARTS
@@ -82,13 +84,14 @@ def synth_qa(
     keep_reviews(outputs.all, force)
     Deduplicator(settings.near)  # says now that its package is missing, not at the end
     prompts = read_prompts(settings)
-    with open_store(store_path) as store:
+    with open_store(store_path) as store, ExitStack() as until_the_end:
         sampled = sample(store, settings.seed, settings.valid, settings.test)
         purse = Purse(max_cost)
         asked = provider(settings.provider, replace(reached, purse=purse))
         judging = _judge(settings, judge, asked, reached, purse)
         deciding = decisive(settings, sampled, prompts, asked.model, judging.model if judging else "")
         check_outputs(others(outputs.all, job_key(KIND, deciding)), force)
+        until_the_end.enter_context(alone(store_path, job_key(KIND, deciding)))
         tasks = list(plan(sampled, settings.styles, settings.per_chunk, settings.limit))
         job = Job.open(store, KIND, deciding, tasks, redo=redo)
         note_smaller(job, tasks, settings.limit, emit)
@@ -126,6 +129,21 @@ def _job_of(file: Path) -> str:
             return str(json.loads(opened.readline())["source"]["job"])
         except (ValueError, LookupError, TypeError):
             return ""
+
+
+@contextmanager
+def alone(store: Path, job: str) -> Iterator[None]:
+    """Holds a job for this process: two would ask, and pay, for every row twice.
+
+    Raises:
+        RunError: another process works at it.
+    """
+    lock = store.with_name(f".{store.name}.{job}.lock")
+    with hold(lock, "another process works at this job", str(store)):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def note_smaller(job: Job, tasks: Sequence[Task], limit: int | None, emit: Emit) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from mlxforge.knowledge.schemas import enough, from_json, problem
 from mlxforge.knowledge.store import Store, open_store
 from mlxforge.knowledge.templates import Prompt, read_prompt
 from mlxforge.runs.review import keep_reviews
-from mlxforge.runs.synth import EXPECTED, LETTERS_A_TOKEN, SHOWN, note_smaller, others
+from mlxforge.runs.synth import EXPECTED, LETTERS_A_TOKEN, SHOWN, alone, note_smaller, others
 from mlxforge.runs.synth_work import work
 
 KIND, FINDING = "expand", "entities"
@@ -150,13 +151,14 @@ def synth_expand(
     check_outputs(files, force=True)
     keep_reviews(files, force)
     prompts = read_prompts(settings)
-    with open_store(store_path) as store:
+    with open_store(store_path) as store, ExitStack() as until_the_end:
         documents = _subjects(store)
         purse = Purse(max_cost)
         asked = provider(settings.provider, replace(reached, purse=purse))
         expander = Expander(store, settings, asked.model, prompts)
         deciding = decisive(settings, documents, prompts, asked.model)
         check_outputs(others(files, job_key(KIND, deciding)), force)
+        until_the_end.enter_context(alone(store_path, job_key(KIND, deciding)))
         found = _entities(documents, expander, asked, purse, redo, emit)
         tasks = _plan(found, settings, store_path)
         job = Job.open(store, KIND, deciding, tasks[: settings.limit], redo=redo)

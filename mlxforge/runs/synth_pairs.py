@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -32,7 +33,7 @@ from mlxforge.runs.opening import resolve_base
 from mlxforge.runs.review import keep_reviews
 from mlxforge.runs.shape_data import finish as finish_reading
 from mlxforge.runs.shape_data import inputs_of
-from mlxforge.runs.synth import EXPECTED, LETTERS_A_TOKEN, SHOWN, Outputs, note_smaller, others
+from mlxforge.runs.synth import EXPECTED, LETTERS_A_TOKEN, SHOWN, Outputs, alone, note_smaller, others
 from mlxforge.runs.synth_expand import told
 
 KIND = "pairs"
@@ -79,12 +80,13 @@ def synth_pairs(
     base = resolve_base(model, runs_dir)
     prompt = read_prompt("open-book", settings.prompts)
     purse = Purse(max_cost)
-    with open_store(store_path) as store:
+    with open_store(store_path) as store, ExitStack() as until_the_end:
         tasks, again = plan(store, settings, questions, emit)
         judging = _judge(settings, judge, purse)
         weights = file_hash(adapter_file(base.adapter)) if base.adapter else base.model
         deciding = decisive(settings, model, weights, prompt, judging, pairs.digest(store, tasks))
         check_outputs(others(outputs.all, job_key(KIND, deciding)), force)
+        until_the_end.enter_context(alone(store_path, job_key(KIND, deciding)))
         job = Job.open(store, KIND, deciding, tasks[: settings.limit], redo=redo)
         note_smaller(job, tasks[: settings.limit], settings.limit, emit)
         purse.spent = job.usage.cost

@@ -195,6 +195,24 @@ def test_killed_at_any_moment_it_goes_on(kb, server, seed):
     assert len(server.seen) <= 24 + 3 * kills  # only what was under way is asked again
 
 
+def test_a_second_process_is_refused_while_the_first_works_at_the_job(kb, server):
+    server.delay = 0.2
+    line = command(kb, server, "--concurrency", "1", "--valid", "0.2", "--test", "0.2")
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
+        while first.poll() is None and len(server.seen) < 2:
+            time.sleep(0.01)
+        second = subprocess.run(line, capture_output=True, text=True)
+        assert first.poll() is None
+        server.delay = 0
+        _, told = first.communicate(timeout=60)
+    assert first.returncode == 0, told
+    said = f"error: {kb}: another process works at this job (wait for it or stop it)\n"
+    assert (second.returncode, second.stderr.endswith(said)) == (2, True), second.stderr
+    assert len(server.seen) == 24
+    law(kb, server)
+    assert not list(kb.parent.glob(".*"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_stopped_it_writes_what_it_has_and_goes_on(kb, server, number):
     server.delay = 0.1
