@@ -88,29 +88,38 @@ def page(report: Report, rows: Rows, known: Beside) -> str:
     )
 
 
-def _header(report: Report, outcome: Beside, has_rows: bool) -> str:
-    known, cards = labels(report), []
-    sets = len(set_names(report))
+def _header(report: Report, known: Beside, has_rows: bool) -> str:
+    created = f" · {text(day(report.created))}" if report.created else ""
+    badge = ""
+    if known.verdict:
+        kind = "better" if known.verdict.passed else "worse"
+        badge = f' <a class="badge {kind}" href="#gate">gate {told(known.verdict)}</a>'
+    return (
+        f'<header><p class="soft small">Evaluation{created}{badge}</p><h1>{text(headline(report))}</h1>'
+        f'{_verdicts(report)}<nav aria-label="Sections">{"".join(_links(report, known, has_rows))}</nav></header>'
+    )
+
+
+def _links(report: Report, known: Beside, has_rows: bool) -> Iterator[str]:
+    """The sections that the page has, in their order."""
+    sections = {"gate": known.verdict, "stages": known.road}
+    yield from (f'<a href="#{name}">{name}</a>' for name, there in sections.items() if there)
+    yield from (f'<a href="#set-{at}">{text(name)}</a>' for at, name in enumerate(set_names(report)))
+    below = {"tests": report.tests, "training": report.curves, "rows": has_rows, "models": report.models}
+    yield from (f'<a href="#{name}">{name}</a>' for name, there in below.items() if there)
+
+
+def _verdicts(report: Report) -> str:
+    """A card for each model: what became of the main figure of every set."""
+    first, sets, cards = labels(report)[:1], len(set_names(report)), []
     for model, found in findings(report).items():
         word = overall(found)
-        against = f'<span class="soft">against {text(known[0])}</span>' if model != known[0] else ""
+        against = f'<span class="soft">against {text(first[0])}</span>' if model != first[0] else ""
         badge = f'<span class="badge">{word}</span>' if word else ""
         items = "".join(_change(one, sets) for one in found) or '<li class="soft">nothing that could be compared</li>'
         kind = word if word in ("better", "worse", "mixed") else ""
         cards.append(f'<li class="verdict {kind}"><h3>{text(model)} {against}{badge}</h3><ul class="changes">{items}</ul></li>')
-    names = [f'<a href="#set-{at}">{text(name)}</a>' for at, name in enumerate(set_names(report))]
-    names = ['<a href="#gate">gate</a>'] * bool(outcome.verdict) + ['<a href="#stages">stages</a>'] * bool(outcome.road) + names
-    names += ['<a href="#tests">tests</a>'] * bool(report.tests) + ['<a href="#training">training</a>'] * bool(report.curves)
-    names += ['<a href="#rows">rows</a>'] * has_rows + ['<a href="#models">models</a>'] * bool(report.models)
-    columns = "verdicts many" if len(cards) > 3 else "verdicts"
-    created = f" · {text(day(report.created))}" if report.created else ""
-    if outcome.verdict:
-        kind = "better" if outcome.verdict.passed else "worse"
-        created += f' <a class="badge {kind}" href="#gate">gate {told(outcome.verdict)}</a>'
-    return (
-        f'<header><p class="soft small">Evaluation{created}</p><h1>{text(headline(report))}</h1>'
-        f'<ul class="{columns}">{"".join(cards)}</ul><nav aria-label="Sections">{"".join(names)}</nav></header>'
-    )
+    return f'<ul class="{"verdicts many" if len(cards) > 3 else "verdicts"}">{"".join(cards)}</ul>'
 
 
 def _change(one: Finding, sets: int) -> str:
