@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlxforge.core.errors import MissingExtraError, did_you_mean
 from mlxforge.core.events import Control, Emit
-from mlxforge.evals.report import MARKDOWN, PAGE, REPORT, ROWS
+from mlxforge.evals.report import PAGE, REPORT, ROWS
 from mlxforge.runs.pipeline_order import BASE, Made, Road, Step, compared
 from mlxforge.runs.pipeline_state import Record
 from mlxforge.runs.pipeline_train import missing
@@ -72,7 +72,8 @@ def run_eval(road: Road, step: Step, _: Record, emit: Emit, __: Control) -> Made
         max_tokens=step.get("max_tokens"),
     )
     report = evaluate(settings, emit)
-    files = tuple(folder / name for name in (REPORT, ROWS, MARKDOWN, PAGE))
+    # The pages change with what gate and pipeline find later.
+    files = (folder / REPORT, folder / ROWS)
     result = {"report": str(folder), "page": str(folder / PAGE), "models": [model.label for model in report.models]}
     return Made(result, files)
 
