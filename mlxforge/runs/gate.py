@@ -14,11 +14,10 @@ from mlxforge.core.errors import ConfigError, RunError
 from mlxforge.core.files import write_atomic
 from mlxforge.evals.checks import LEVEL, hold, hold_tolerance
 from mlxforge.evals.figures import labels
-from mlxforge.evals.report import PAGE, REPORT, ModelInfo, Report, load_report
+from mlxforge.evals.report import PAGE, REPORT, VERDICT, ModelInfo, Report, load_report
 from mlxforge.evals.requirements import find_label, read_bound, read_tolerance
 from mlxforge.evals.write import write_pages
 from mlxforge.runs.record import RECORD, moment, read_record
-from mlxforge.runs.tuned import GATE
 
 
 def gate(
@@ -77,7 +76,7 @@ def _models(report: Report, named: Sequence[str], against: str | None) -> list[s
 def _leave(verdict: dict[str, Any], report: Report, held: Sequence[ModelInfo], folder: Path, runs_dir: Path) -> list[str]:
     """Writes the verdict; returns what could not be written to, and why."""
     content = json.dumps(verdict, indent=2, ensure_ascii=False) + "\n"
-    write_atomic(folder / GATE, content)
+    write_atomic(folder / VERDICT, content)
     if (folder / PAGE).is_file():
         write_pages(folder)
     notes = []
@@ -85,9 +84,9 @@ def _leave(verdict: dict[str, Any], report: Report, held: Sequence[ModelInfo], f
         if model.run:
             place, why = run_of(model, report, runs_dir)
             if place:
-                write_atomic(place / GATE, content)
+                write_atomic(place / VERDICT, content)
             else:
-                notes.append(f"{model.label}: {why}: its run got no {GATE}")
+                notes.append(f"{model.label}: {why}: its run got no {VERDICT}")
     return notes
 
 
