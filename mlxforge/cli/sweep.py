@@ -51,7 +51,7 @@ def settings_of(objective: str | None, file: Path | None, assignments: tuple[str
     help="What trials are judged by: valid.loss, retention.bpb, task.exact_match, … [default: valid.loss]",
 )
 @click.option(
-    "--prune/--no-prune", default=True, help="Stop a trial that is worse than the median at an evaluation.  [default: prune]"
+    "--prune/--no-prune", default=True, help="Stop a trial that is worse than the median at an evaluation. [default: prune]"
 )
 @click.option("-n", "--name", help="Name of the sweep; its runs are NAME-t01 and so on. [default: objective and time]")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Same seed, same suggestions.")
@@ -207,3 +207,5 @@ def _table(search: Sweep, ended: SweepResult) -> None:
         click.echo("no trial finished: lower the range of the learning rate")
     else:
         click.echo(f"best: {ended.best.run}, settings in {ended.result['best']['config']}")
+        for key in ended.result["at_the_end_of_its_range"]:
+            click.echo(f"the best {key} lies at the end of its range: a wider one may hold a better")

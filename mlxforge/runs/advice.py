@@ -283,25 +283,25 @@ def after_training(path: Path, settings: TrainSettings, objective: str, status: 
     """What to run after a training run, by how it ended and what its log shows."""
     run = Trained(path, settings, objective, status, result)
     if status == "failed" and result["skipped_updates"] >= settings.max_skipped:
-        return reasoned(_lower(run), "diverged: loss or gradient was no longer finite")
+        return lines(dict.fromkeys(_lower(run), "diverged: loss or gradient was no longer finite"))
     if status != "finished":
         return [f"{tool('mlxforge')} {objective}{run.folder} --resume {shlex.quote(path.name)}"]
     for event in replay(path / EVENTS):
         run.hear(event)
     curves = f"{tool('mlxforge')} runs plot{run.folder} {shlex.quote(path.name)} -o curves.png"
-    return [*_uses(run), curves, *remedies(run)]
+    return lines(dict.fromkeys([*_uses(run), curves], "") | remedies(run))
 
 
-def remedies(run: Trained, rules: Sequence[Rule] = RULES) -> list[str]:
-    """The lines of all rules that fit a finished run; a command is given once."""
-    lines: dict[str, str] = {}
+def remedies(run: Trained, rules: Sequence[Rule] = RULES) -> dict[str, str]:
+    """Commands that fit what a finished run shows, with the reason of the first rule that gives each."""
+    found: dict[str, str] = {}
     for rule in rules:
         if reason := rule.when(run):
             for command in rule.commands(run):
-                lines.setdefault(command, reason)
-    return [line for command, reason in lines.items() for line in reasoned([command], reason)]
+                found.setdefault(command, reason)
+    return found
 
 
-def reasoned(commands: Iterable[str], reason: str) -> list[str]:
-    """Commands with their reason, as a shell takes it."""
-    return [f"{command}  # {reason}" for command in commands]
+def lines(reasons: Mapping[str, str]) -> list[str]:
+    """Commands with their reasons, as a shell takes them."""
+    return [f"{command}  # {reason}" if reason else command for command, reason in reasons.items()]

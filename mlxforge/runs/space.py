@@ -19,6 +19,7 @@ from mlxforge.core.settings import PreferenceSettings, TrainSettings
 WHERE = "--over"
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 RANGE = re.compile(rf"({NUMBER})\s*\.\.\s*({NUMBER})((?::\w+)*)")
+EDGE = 0.05
 DIGITS = 3  # of a number drawn from a range: settings stay readable
 OWN = {"name": "the sweep names its runs", "runs_dir": "all runs of a sweep lie in one folder"}
 # Settings that change what a loss means: losses of trials that differ in them cannot be held against each other.
@@ -50,6 +51,13 @@ class Dimension:
         if self.whole:
             return round(value)
         return min(max(float(f"{value:.{DIGITS}g}"), self.low), self.high)
+
+    def at_end(self, value: Any) -> bool:
+        """Whether a value lies within a twentieth of the range from one of its ends: the best may lie outside."""
+        if self.values:
+            return False
+        low, high, here = (math.log(one) if self.log else one for one in (self.low, self.high, value))
+        return min(here - low, high - here) < EDGE * (high - low)
 
     def grid(self) -> tuple[Any, ...]:
         """All values of a grid.

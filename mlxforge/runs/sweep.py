@@ -10,6 +10,7 @@ import gc
 import itertools
 import json
 import math
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -105,6 +106,11 @@ class Sweep:
         self.runs_dir = Path(self.config.runs_dir)
         self.path = self.runs_dir / asked.name
 
+    @property
+    def folder(self) -> str:
+        """``--runs-dir`` where it is not the usual one."""
+        return "" if self.config.runs_dir == "runs" else f" --runs-dir {shlex.quote(self.config.runs_dir)}"
+
     def run_of(self, number: int) -> str:
         """The name of a trial's run; trials count from 1."""
         return f"{self.asked.name}-t{number:02d}"
@@ -131,6 +137,14 @@ class Sweep:
             curve(event)
         diverged = status == "failed" and int(result.get("skipped_updates") or 0) >= config.max_skipped
         return Tried(path.name, settings, status, steps, value, str(record.get("reason") or ""), curve.values, diverged)
+
+    def rank(self, tried: Tried) -> float:
+        """Of a finished trial, the less the better."""
+        return (-1.0 if self.metric.higher else 1.0) * (tried.value or 0.0)
+
+    def best(self, trials: Sequence[Tried]) -> Tried | None:
+        """The finished trial with the best value, the first of equals."""
+        return min((one for one in trials if one.value is not None), key=self.rank, default=None)
 
     def settings(self, number: int, past: Sequence[Tried]) -> dict[str, Any]:
         """What trial ``number`` tries."""
@@ -252,9 +266,12 @@ def _run(search: Sweep, number: int, past: list[Tried], emit: Emit, resume: bool
             curve(event)
     values = search.read(path).settings if resume else search.settings(number, past)
 
+    def tell(done: float) -> None:
+        emit(Progress(task=f"{search.trials} trials", done=math.floor(100 * done / search.trials), total=100, unit="%"))
+
     def hear(event: Event) -> None:
         if isinstance(event, StepDone):
-            emit(Progress(task="trials", done=number - 1 + event.step / event.steps, total=search.trials, unit="trials"))
+            tell(number - 1 + event.step / event.steps)
         elif isinstance(event, Warned) or (isinstance(event, Progress) and event.total):
             emit(event)
         if curve(event) and search.asked.prune and hopeless(curve.values, trials, search.metric.higher):
@@ -269,13 +286,22 @@ def _run(search: Sweep, number: int, past: list[Tried], emit: Emit, resume: bool
     except RunFailed:
         if not search.read(path).diverged:
             raise
-    gc.collect()  # the model of this trial, before that of the next is read
+    _forget_model()
     tried = search.read(path)
     if tried.status == "finished" and tried.value is None:
         raise RunFailed(f"no {search.metric.name} in its result", where=str(path), fix="choose another --metric")
-    emit(Progress(task="trials", done=number, total=search.trials, unit="trials"))
+    tell(number)
     emit(Noted(message=f"{path.name}  {shown(values)}  {outcome(search.metric, tried)}"))
     return tried
+
+
+def _forget_model() -> None:
+    """Frees the model of a trial before that of the next is read; a peak of memory is then a trial's own."""
+    import mlx.core as mx
+
+    gc.collect()
+    mx.clear_cache()
+    mx.reset_peak_memory()
 
 
 def shown(values: dict[str, Any]) -> str:
@@ -295,17 +321,10 @@ def _trial(tried: Tried) -> Trial:
     return Trial(tried.settings, [] if tried.diverged else tried.curve, tried.value)
 
 
-def best_of(metric: Metric, trials: Sequence[Tried]) -> Tried | None:
-    """The finished trial with the best value, the first of equals."""
-    done = [one for one in trials if one.value is not None]
-    sign = -1.0 if metric.higher else 1.0
-    return min(done, key=lambda one: sign * (one.value or 0.0), default=None)
-
-
 def _keep_best(search: Sweep, trials: Sequence[Tried]) -> None:
     import yaml
 
-    if (best := best_of(search.metric, trials)) is None:
+    if (best := search.best(trials)) is None:
         return
     config = to_dict(applied(search.config, best.settings))
     nested: dict[str, Any] = {}
@@ -330,7 +349,7 @@ def _interrupted(search: Sweep) -> Interrupted:
 def result_of(search: Sweep) -> SweepResult:
     """What a sweep has found so far."""
     trials = search.tried()
-    best = best_of(search.metric, trials)
+    best = search.best(trials)
     keys = ("run", "status", "reason", "settings", "value", "steps")
     plain = [{key: getattr(one, key) for key in keys} for one in trials]
     result: dict[str, Any] = {
@@ -345,15 +364,14 @@ def result_of(search: Sweep) -> SweepResult:
         "trials": plain,
         "best": None,
     }
-    where = "" if search.config.runs_dir == "runs" else f" --runs-dir {search.config.runs_dir}"
     steps = [f"mlxforge lr-find {search.asked.objective} -c FILE"]
     if best is not None:
-        result["best"] = {"run": best.run, "value": best.value, "settings": best.settings, "config": str(search.path / BEST)}
-        steps = [
-            f"mlxforge {search.asked.objective}{where} -c {search.path / BEST}",
-            f"mlxforge chat{where} --model run:{best.run}",
-            f"mlxforge runs show{where} {best.run}",
-        ]
+        file = search.path / BEST
+        result["best"] = {"run": best.run, "value": best.value, "settings": best.settings, "config": str(file)}
+        steps = [f"mlxforge {search.asked.objective}{search.folder} -c {shlex.quote(str(file))}"]
+        others = sorted((one for one in trials if one.value is not None and one is not best), key=search.rank)
+        steps += [f"mlxforge runs compare{search.folder} {best.run} {other.run}" for other in others[:1]]
+        result["at_the_end_of_its_range"] = [one.key for one in search.space if one.at_end(best.settings[one.key])]
     return SweepResult(search.path, trials, best, result, steps)
 
 

@@ -12,7 +12,8 @@ from mlxforge.cli.main import cli
 from mlxforge.core.eventlog import EventLog
 from mlxforge.core.events import Evaluated, RunStarted, StepDone
 from mlxforge.core.settings import CptConfig, DpoConfig, KtoConfig, OrpoConfig, SftConfig
-from mlxforge.runs.advice import RULES, Trained, after_training, remedies
+from mlxforge.runs import advice
+from mlxforge.runs.advice import RULES, Trained, after_training, lines
 
 RESULT = {
     "steps": 100, "best": {"step": 100, "loss": 1.5}, "before": {"loss": 3.0}, "valid": {"loss": 1.5},
@@ -35,6 +36,10 @@ def run(tmp_path, settings=None, valid=SETTLED, losses=lambda step: 1.4, plan=No
     found.plan = plan or {"conversations": 500}
     found.valid, found.losses = list(valid), {step: losses(step) for step in range(1, 101)}
     return found
+
+
+def remedies(found):
+    return lines(advice.remedies(found))
 
 
 def parses(line):
@@ -104,9 +109,9 @@ def made(tmp_path, facts):
 def test_each_rule_bites_where_it_should_alone(name, holds, fails, flags, tmp_path):
     found = made(tmp_path, holds)
     assert fired(found) == [name]
-    lines = remedies(found)
-    assert flags in lines[0]
-    for line in lines:
+    advised = remedies(found)
+    assert flags in advised[0]
+    for line in advised:
         assert "  # " in line
         assert parses(line)
     assert name not in fired(made(tmp_path, fails))
@@ -169,9 +174,13 @@ def logged(tmp_path, valid=FALLING):
 
 
 def test_the_log_is_read_and_a_resumed_run_counts_its_last_sitting(tmp_path):
-    lines = after_training(logged(tmp_path), SftConfig(), "sft", "finished", RESULT)
-    assert [line for line in lines if "still falling" in line]
-    assert [line for line in lines if "only 12 conversations" in line]
+    settings = SftConfig(task="t.jsonl")
+    result = RESULT | {"task": {"exact_match": {"before": 0.1, "after": 0.1}}}
+    advised = after_training(logged(tmp_path), settings, "sft", "finished", result)
+    assert [line for line in advised if "still falling" in line]
+    assert [line for line in advised if "only 12 conversations" in line]
+    [asked] = [line for line in advised if " eval " in line]  # a use and a remedy: one line, with the reason
+    assert "see the answers" in asked
 
 
 @pytest.mark.parametrize("objective", ["cpt", "sft", "dpo"])
@@ -180,15 +189,15 @@ def test_what_a_finished_run_is_good_for(objective, runs, tmp_path):
     settings = {"cpt": CptConfig, "sft": SftConfig, "dpo": DpoConfig}[objective](runs_dir=runs)
     if objective != "cpt":
         settings.task = "my questions.jsonl"
-    lines = after_training(logged(tmp_path, SETTLED), settings, objective, "finished", RESULT)
-    text = "\n".join(lines)
+    advised = after_training(logged(tmp_path, SETTLED), settings, objective, "finished", RESULT)
+    text = "\n".join(advised)
     for verb in {
         "cpt": ["sft", "generate"],
         "sft": ["chat", "eval", "dpo", "export gguf"],
         "dpo": ["chat", "eval", "export gguf"],
     }[objective]:
         assert f"mlxforge {verb}" in text
-    for line in lines:
+    for line in advised:
         if "mlx_lm.generate" not in line:
             assert runs == "runs" or "--runs-dir" in line or "-c" in line or "synth" in line
             parses(line)

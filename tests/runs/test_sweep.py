@@ -74,6 +74,13 @@ def test_a_grid_by_logarithms_is_geometric():
         list(points(dimensions(SftConfig, [RATE])))
 
 
+def test_the_ends_of_a_range():
+    rate, rank, kind = dimensions(SftConfig, ["learning_rate=1e-4..1e-2:log", "lora.rank=1..100", "lora.kind=lora,dora"])
+    assert [rate.at_end(value) for value in (1e-4, 1.2e-4, 1.3e-4, 7.9e-3, 8e-3)] == [True, True, False, False, True]
+    assert [rank.at_end(value) for value in (5, 6, 96)] == [True, False, True]
+    assert not kind.at_end("lora")
+
+
 @pytest.mark.parametrize(
     ("name", "config", "over", "said"),
     [
@@ -195,7 +202,9 @@ def test_trials_are_runs_and_the_best_is_written(done):
     assert ended.best.value == read_record(runs / ended.best.run)["result"]["valid"]["loss"]
     assert ended.result["status"] == "finished"
     assert sum(isinstance(event, Noted) for event in events) == 5
-    assert max(event.done for event in events if isinstance(event, Progress) and event.task == "trials") == 5
+    shares = [event.done for event in events if isinstance(event, Progress) and event.task == "5 trials"]
+    assert shares == sorted(shares)
+    assert shares[-1] == 100
 
 
 def test_the_best_settings_are_a_config(done, capsys):
@@ -212,7 +221,7 @@ def test_a_killed_sweep_goes_on_as_if_it_had_not_been(done, documents, tmp_path)
     _, whole, _ = done
 
     def stop(event):
-        if isinstance(event, Progress) and event.task == "trials" and event.done > 2.4:
+        if isinstance(event, Progress) and event.task == "5 trials" and event.done > 45:
             raise KeyboardInterrupt
 
     with pytest.raises(Interrupted) as caught:
