@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mlxforge.cli.asking import MAKING, OPTIONS, asked, options, reached, show_estimate, show_made
-from mlxforge.cli.shaping import OUTPUT, Number, show_json
+from mlxforge.cli.shaping import OUTPUT, Number, show_json, some
 
 WAYS = ("plain", "model")
 
@@ -88,6 +88,6 @@ def _show_estimate(found: dict[str, Any]) -> None:
     for title, names in found["entities"].items():
         click.echo(f"{title}: {', '.join(names) or 'no entities'}")
     if found["documents"] > len(found["entities"]):
-        click.echo(f"and {found['documents'] - len(found['entities']):,} more documents")
+        click.echo(f"and {some(found['documents'] - len(found['entities']), 'more document')}")
     click.echo("")
     show_estimate(found)

@@ -233,7 +233,7 @@ def finish(job: Job, outputs: Outputs, settings: QaSettings, sampled: Sampled, e
     if not job.states["open"]:
         job.end()
     for error, count in job.errors.items():
-        emit(Noted(message=f"{count:,} calls made nothing: {error}"))
+        emit(Noted(message=f"calls that made nothing: {count:,}: {error}"))
     return result
 
 

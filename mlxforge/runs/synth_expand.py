@@ -227,7 +227,7 @@ def _plan(found: Sequence[tuple[Subject, list[Entity]]], settings: ExpandSetting
             else "--entities plain finds them by their form; --sizes 1 needs one only"
         )
         raise DataError(
-            f"no entities in {len(found):,} documents for groups of {', '.join(map(str, settings.sizes))}",
+            f"no entities for groups of {', '.join(map(str, settings.sizes))}",
             where=str(store),
             fix=fix,
         )
@@ -300,7 +300,7 @@ def finish(job: Job, output: Path, rejects: Path | None, settings: ExpandSetting
     if not job.states["open"]:
         job.end()
     for error, failed in job.errors.items():
-        emit(Noted(message=f"{failed:,} calls made nothing: {error}"))
+        emit(Noted(message=f"calls that made nothing: {failed:,}: {error}"))
     usage, states = job.usage, job.states
     return {
         "output": str(output) if rows else None,

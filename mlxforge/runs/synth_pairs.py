@@ -204,7 +204,7 @@ def finish(job: Job, outputs: Outputs, model: str, emit: Emit) -> dict[str, Any]
     if not job.states["open"]:
         job.end()
     for error, failed in job.errors.items():
-        emit(Noted(message=f"{failed:,} calls made nothing: {error}"))
+        emit(Noted(message=f"calls that made nothing: {failed:,}: {error}"))
     usage, states = job.usage, job.states
     valid = f" --valid {files['valid']}" if "valid" in files else ""
     return {
