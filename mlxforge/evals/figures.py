@@ -29,6 +29,7 @@ MAIN = (
 )
 SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 NONE = "–"
+MARKS = {"better": "▲ ", "worse": "▼ ", "unclear": "", "": ""}  # of a standing
 SIGNS = {"higher": 1.0, "lower": -1.0}
 
 

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mlxforge.evals.figures import (
+    MARKS,
     chance,
     day,
     figure,
+    find_test,
     findings,
     headline,
     labels,
@@ -20,12 +22,13 @@ from mlxforge.evals.figures import (
     set_names,
     signed,
     spread,
+    standing,
     title,
     visible,
 )
 from mlxforge.evals.outcome import CHECKS, STAGES, Beside, check_cells, stages, told
 from mlxforge.evals.regressions import Line, Rows, lost
-from mlxforge.evals.report import ROWS, Report, Value
+from mlxforge.evals.report import ROWS, Report
 
 WORST, LETTERS = 5, 400
 SPECIAL = re.compile(r"([\\`*\[\]|~#@$])|(?<![^\W_])_|_(?![^\W_])")
@@ -108,14 +111,15 @@ def _sets(report: Report) -> Iterator[str]:
             continue
         metrics, rows = metrics_of(report, name), known[name].rows if name in known else 0
         lines = [
-            (plain(title(metric)) + ARROWS[better], *(cell(figure(report, label, name, metric), rows) for label in columns))
+            (plain(title(metric)) + ARROWS[better], *(cell(report, label, name, metric, rows) for label in columns))
             for metric, better in metrics.items()
         ]
         yield from table(("metric", *map(plain, columns)), lines, 1)
 
 
-def cell(value: Value | None, rows: int) -> str:
-    """``0.610 (0.550 to 0.670, n=20)``, n where it is not all ``rows``; where there is no value, the reason."""
+def cell(report: Report, label: str, name: str, metric: str, rows: int) -> str:
+    """``▲ 0.610 (0.550 to 0.670, n=20)``, n where it is not all ``rows``; where there is no value, the reason."""
+    value = figure(report, label, name, metric)
     if value is None:
         return ""
     if value.value is None:
@@ -123,7 +127,9 @@ def cell(value: Value | None, rows: int) -> str:
     bounds = spread(value.low, value.high, value.unit)
     facts = ", ".join([*([bounds] if bounds else []), *([f"n={value.n:,}"] if value.n not in (0, rows) else [])])
     why = f" {plain(value.why)}" if value.why else ""
-    return number(value.value, value.unit) + (f" <sub>({facts})</sub>" if facts else "") + why
+    first = labels(report)[0]
+    mark = MARKS[standing(find_test(report, label, first, name, metric) if label != first else None, value.better)]
+    return mark + number(value.value, value.unit) + (f" <sub>({facts})</sub>" if facts else "") + why
 
 
 def _tests(report: Report) -> Iterator[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from mlxforge.evals.charts import bounds, curve, whisker
 from mlxforge.evals.explorer import as_json, explorer, shown_rows
 from mlxforge.evals.figures import (
+    MARKS,
     Finding,
     chance,
     change,
@@ -127,7 +128,7 @@ def _change(one: Finding, sets: int) -> str:
     told = [signed(one.test.difference, one.after.unit), chance(one.test.p)] if one.test else []
     if not one.test and (bounds_of := spread(one.after.low, one.after.high, one.after.unit)):
         told = [bounds_of]
-    mark = {"better": "▲ ", "worse": "▼ "}.get(one.standing, "")
+    mark = MARKS[one.standing]
     return (
         f'<li class="{one.standing}"><span class="what">{name}{text(title(one.metric))}</span>'
         f'<span class="how">{mark}{figures(change(one))}</span><span class="why">{figures(", ".join(told))}</span></li>'
@@ -207,7 +208,7 @@ def _cell(report: Report, label: str, name: str, metric: str, span: tuple[float,
     first = labels(report)[0]
     test = find_test(report, label, first, name, metric) if label != first else None
     kind = standing(test, value.better)
-    mark = {"better": "▲ ", "worse": "▼ "}.get(kind, "")
+    mark = MARKS[kind]
     unit = value.unit if value.unit == "bytes" else ""
     delta = f'<span class="delta">{mark}{figures(signed(test.difference, unit))}</span>' if test else ""
     rows = {one.name: one.rows for one in report.sets}.get(name)
@@ -240,7 +241,7 @@ def _test(report: Report, test: Test) -> str:
     kind = standing(test, value.better)
     names = (("set", test.set), ("metric", title(test.metric)), ("model", test.model), ("against", test.against))
     cells = "".join(f'<td data-label="{name}">{text(words)}</td>' for name, words in names)
-    mark = {"better": "▲ ", "worse": "▼ "}.get(kind, "")
+    mark = MARKS[kind]
     told = (
         ("difference", mark + signed(test.difference, value.unit)),
         ("interval", spread(test.low, test.high, value.unit)),
