@@ -10,6 +10,9 @@ from typing import Any
 import click
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+RUNS = click.option(
+    "--runs-dir", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder that holds the runs."
+)
 PIPE = 200
 
 
@@ -19,9 +22,7 @@ def models() -> None:
 
 
 @models.command("list")
-@click.option(
-    "--runs-dir", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder that holds the runs."
-)
+@RUNS
 @click.option(
     "--in",
     "places",
@@ -100,12 +101,13 @@ def _table(titles: tuple[str, ...], rows: list[Any], folded: tuple[str, ...] = (
 
 @models.command("detect")
 @click.argument("model", metavar="PATH_OR_ID")
+@RUNS
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def detect_command(model: str, as_json: bool) -> None:
-    """Say what a model is: 'tiny', a folder, or a Hugging Face id. No weights are read."""
+def detect_command(model: str, runs_dir: Path, as_json: bool) -> None:
+    """Say what a model is: 'tiny', a folder, a Hugging Face id, or the base of run:NAME. No weights are read."""
     from mlxforge.runs.models import detect_model
 
-    found = detect_model(model)
+    found = detect_model(model, runs_dir)
     if as_json:
         click.echo(json.dumps(found, ensure_ascii=False))
         return

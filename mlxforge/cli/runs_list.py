@@ -87,10 +87,14 @@ def _table(found: Sequence[Any]) -> None:
         table.add_column(title, overflow="fold", no_wrap=title == "created")
     for title in ("steps", "loss", "bpb"):
         table.add_column(title, justify="right", no_wrap=True)
+    if any(one.gate is not None for one in found):
+        table.add_column("gate", no_wrap=True)
+    verdicts = {True: "passed", False: "failed", None: ""}
     for one in found:
         words = (one.name, one.objective, "damaged" if one.damaged else one.status, one.created, model_name(one.model))
         figures = (f"{one.steps:,}" if one.steps is not None else NONE, number(one.loss), number(one.bpb))
-        table.add_row(*(Text(one_line(word)) for word in words), *figures, style="yellow" if one.damaged else "")
+        cells = [Text(one_line(word)) for word in (*words, *figures, verdicts[one.gate])]
+        table.add_row(*cells[: len(table.columns)], style="yellow" if one.damaged else "")
     # A pipe has no width: lines stay whole there, for grep and awk.
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table)

@@ -16,15 +16,16 @@ from mlxforge.cli.runs_list import draw
 @click.command()
 @FOLDER
 @click.option("--objective", metavar="NAME", help="The newest of this objective, such as cpt.")
-def last(runs_dir: Path, objective: str | None) -> None:
+@JSON
+def last(runs_dir: Path, objective: str | None, as_json: bool) -> None:
     """Print the name of the newest run that is finished, for scripts: --model run:$(mlxforge runs last)."""
     from mlxforge.core.errors import RunError
     from mlxforge.runs.record import list_runs
 
-    names = [one.name for one in list_runs(runs_dir) if one.status == "finished" and objective in (None, one.objective)]
-    if not names:
+    found = [one for one in list_runs(runs_dir) if one.status == "finished" and objective in (None, one.objective)]
+    if not found:
         raise RunError(f"no finished run{f' of {objective}' if objective else ''}", where=str(runs_dir), fix="train one first")
-    click.echo(names[-1])
+    click.echo(json.dumps({"name": found[-1].name, "path": found[-1].path}) if as_json else found[-1].name)
 
 
 @click.command()
@@ -39,7 +40,6 @@ def show(run: str, runs_dir: Path, as_json: bool) -> None:
     from mlxforge.runs import record
     from mlxforge.runs.checkpoints import marked_steps
     from mlxforge.runs.lineage import branch, lineage_tree, searched
-    from mlxforge.runs.tuned import read_gate
 
     path = record.find_run(run, runs_dir)
     kept = record.read_record(path)
@@ -52,7 +52,7 @@ def show(run: str, runs_dir: Path, as_json: bool) -> None:
         "settings": record.changed_settings(record.read_config(path), str(kept.get("objective"))),
         "result": kept.get("result"),
         "lineage": kept.get("lineage"),
-        "gate": read_gate(path),
+        "gate": record.read_gate(path),
         "checkpoints": marked_steps(path),
         "tree": branch(lineage_tree(path.parent, searched(path.parent)), path),
         "files": record.files_of(path),

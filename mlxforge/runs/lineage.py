@@ -9,13 +9,14 @@ from typing import Any
 import msgspec
 
 from mlxforge.core.errors import MlxforgeError
-from mlxforge.core.files import file_hash
+from mlxforge.core.files import bytes_hash, cache_dir, file_hash, write_atomic
 from mlxforge.models.adapters import ADAPTER_WEIGHTS, adapter_file
 from mlxforge.models.check import model_hash
 from mlxforge.runs.checkpoints import FOLDER, step_of
 from mlxforge.runs.inventory import Model, find_models
 from mlxforge.runs.record import RECORD, beside, find_checkpoint, list_runs, moment, read_config, read_record
 
+LARGE = 256 << 20  # bytes
 MODELS = ("fused", "mlx", "folder")  # kinds of results that others can be made of
 
 
@@ -69,7 +70,9 @@ def parent_of(run: Path) -> tuple[Path | None, int | None, str]:
         found, at = _place(str(kept["from_run"]), run.parent)
     if found is None:
         return Path(recorded["path"]), None, ""
-    changed = at is None and (found / ADAPTER_WEIGHTS).is_file() and file_hash(found / ADAPTER_WEIGHTS) != recorded.get("hash")
+    changed = (
+        at is None and (found / ADAPTER_WEIGHTS).is_file() and content_hash(found / ADAPTER_WEIGHTS) != recorded.get("hash")
+    )
     return found, at, f"{found.name} has changed since" if changed else ""
 
 
@@ -96,6 +99,18 @@ def checkpoints_in_use(run: Path, runs_dir: Path) -> set[int]:
             if at is not None and place is not None and place.resolve() == run.resolve():
                 steps.add(at)
     return steps
+
+
+def content_hash(file: Path) -> str:
+    """SHA-256 of a file; of a large one it is kept in the cache until its size or time changes."""
+    facts = file.stat()
+    if facts.st_size < LARGE:
+        return file_hash(file)
+    kept = cache_dir() / "hashes" / bytes_hash(str(file.resolve()), f"{facts.st_size} {facts.st_mtime_ns}")[:32]
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(kept, file_hash(file))
+    return kept.read_text()
 
 
 def branch(tree: Sequence[Node], path: Path) -> Node | None:
@@ -125,7 +140,7 @@ def _place(source: str, runs_dir: Path) -> tuple[Path | None, int | None]:
 def _run_node(run: Path) -> Node:
     record = _record(run)
     weights = run / ADAPTER_WEIGHTS
-    kept = file_hash(weights) if weights.is_file() else ""
+    kept = content_hash(weights) if weights.is_file() else ""
     kind, note = str(record.get("objective") or "run"), "" if kept else "no adapter yet"
     return Node(name=run.name, kind=kind, path=str(run), hash=kept, created=moment(record.get("created")), note=note)
 
@@ -196,6 +211,6 @@ class _Tree:
 def _result_node(model: Model) -> Node:
     found = str(model.origin.get("hash") or "")
     if not found and model.kind != "gguf":
-        found = model_hash(Path(model.path)) if model.kind in MODELS else file_hash(adapter_file(Path(model.path)))
+        found = model_hash(Path(model.path)) if model.kind in MODELS else content_hash(adapter_file(Path(model.path)))
     created = moment(model.origin.get("created"))
     return Node(name=model.name, kind=model.kind, path=model.path, hash=found, created=created, note=model.note)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from mlxforge.models.detect import detect
 from mlxforge.models.families import FAMILIES
+from mlxforge.runs.opening import resolve_base
 
 
 def list_families() -> list[dict[str, Any]]:
@@ -27,15 +29,15 @@ def list_families() -> list[dict[str, Any]]:
     ]
 
 
-def detect_model(name: str) -> dict[str, Any]:
-    """What a model is: ``tiny``, a folder or a hub id. No weights are read.
+def detect_model(name: str, runs_dir: Path = Path("runs")) -> dict[str, Any]:
+    """What a model is: ``tiny``, a folder, a hub id, or the base of a run. No weights are read.
 
     Keys: family, model_type, instruct, template (``own`` or the one that would be installed), eot, packable, gguf.
 
     Raises:
         ModelError: no such model, or a family that mlx-lm does not know.
     """
-    found = detect(name)
+    found = detect(resolve_base(name, runs_dir).model)
     return {
         "family": found.family.name,
         "model_type": found.model_type,

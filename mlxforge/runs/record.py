@@ -20,6 +20,7 @@ from mlxforge.core.settings import CpoConfig, CptConfig, DpoConfig, KtoConfig, O
 RECORD = "run.json"
 CONFIG = "config.yaml"
 EVENTS = "events.jsonl"
+GATE = "gate.json"
 LAST = "last"
 # objective -> its settings
 SETTINGS: dict[str, type[TrainSettings]] = {
@@ -34,7 +35,8 @@ SETTINGS: dict[str, type[TrainSettings]] = {
 
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of ``runs list``. ``damaged`` says what is wrong with the record, empty where nothing is."""
+    """One line of ``runs list``. ``damaged`` says what is wrong with the record, empty where nothing is; ``gate`` whether it
+    passed its gate, None where none was held."""
 
     name: str
     path: str
@@ -46,6 +48,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     loss: float | None = None
     bpb: float | None = None
     ended: float | None = None
+    gate: bool | None = None
     damaged: str = ""
 
 
@@ -117,6 +120,7 @@ def summarise(run: Path) -> RunSummary:
         loss=_number(valid.get("loss")),
         bpb=_number(valid.get("bpb")),
         ended=moment(record.get("ended")),
+        gate=None if (gate := read_gate(run)) is None else gate.get("passed") is True,
     )
 
 
@@ -197,6 +201,17 @@ def read_config(run: Path) -> dict[str, Any]:
         return dict(_mapping(yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
+
+
+def read_gate(run: Path) -> dict[str, Any] | None:
+    """What the gate found of a run; None where none was held, empty where its file is damaged."""
+    try:
+        gate = json.loads((run / GATE).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return {}
+    return gate if isinstance(gate, dict) else {}
 
 
 def files_of(run: Path) -> dict[str, int]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from mlxforge.core.errors import RunError, did_you_mean
 from mlxforge.models.adapters import ADAPTER_WEIGHTS
-from mlxforge.runs.record import RunSummary, is_live, list_runs, moment
-
-GATE = "gate.json"
+from mlxforge.runs.record import GATE, RunSummary, is_live, list_runs, moment, read_gate
 
 
 def prefer_tuned(name: str, runs_dir: Path) -> str:
@@ -47,17 +44,6 @@ def why_not(run: RunSummary) -> str:
     if not (folder / ADAPTER_WEIGHTS).is_file():
         return "no adapter"
     return _verdict(read_gate(folder), moment(run.ended))
-
-
-def read_gate(run: Path) -> dict[str, Any] | None:
-    """What the gate found of a run; None where none was held, empty where its file is damaged."""
-    try:
-        gate = json.loads((run / GATE).read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        return {}
-    return gate if isinstance(gate, dict) else {}
 
 
 def _verdict(gate: dict[str, Any] | None, ended: float | None) -> str:

@@ -144,6 +144,7 @@ def test_plot_refuses_clearly(folder, monkeypatch) -> None:
     missing = call("plot", "demo", "--runs-dir", folder, "-o", folder / "x.png").exception
     assert isinstance(missing, MissingExtraError)
     assert "mlxforge[plot]" in str(missing)
+    monkeypatch.undo()
     (folder / "demo" / "events.jsonl").write_text("")
     assert isinstance(call("plot", "demo", "--runs-dir", folder).exception, RunError)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 
@@ -12,6 +13,8 @@ from mlxforge import Control, CptConfig, SftConfig, resume, train
 from mlxforge.core.config import from_dict
 from mlxforge.core.errors import RunError
 from mlxforge.runs.checkpoints import kept_steps, linked_step
+from mlxforge.runs.lineage import content_hash
+from mlxforge.runs.models import detect_model
 from mlxforge.runs.opening import open_model, resolve_base, subject
 from mlxforge.runs.record import beside, find_checkpoint, read_config
 
@@ -133,3 +136,19 @@ def test_a_run_over_a_checkpoint_is_gone_on_with(data, runs):
     settings = sft(data, runs, name="part", model="run:over@1", steps=2)
     train(settings, [], control)
     assert resume("part", runs_dir=str(runs)).status == "finished"
+
+
+def test_the_base_of_a_run_is_detected(runs):
+    assert detect_model("run:over@1", runs) == detect_model("tiny", runs)
+    assert resolve_base(f"{runs}/below@2", runs).step == 2
+
+
+def test_a_large_adapter_is_hashed_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("mlxforge.runs.lineage.LARGE", 3)
+    file = tmp_path / "adapters.safetensors"
+    file.write_bytes(b"first")
+    found = content_hash(file)
+    monkeypatch.setattr("mlxforge.runs.lineage.file_hash", lambda _: "read again")
+    assert content_hash(file) == found == hashlib.sha256(b"first").hexdigest()
+    file.write_bytes(b"second")
+    assert content_hash(file) == "read again"

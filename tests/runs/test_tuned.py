@@ -11,10 +11,11 @@ from click.testing import CliRunner
 from mlxforge import CptConfig, train
 from mlxforge.cli.fuse import fuse
 from mlxforge.cli.generate import generate
+from mlxforge.cli.runs import runs as command
 from mlxforge.core.config import from_dict
 from mlxforge.core.errors import ConfigError, RunError
 from mlxforge.core.files import locked
-from mlxforge.runs.record import write_record
+from mlxforge.runs.record import list_runs, write_record
 from mlxforge.runs.tuned import prefer_tuned
 
 
@@ -100,7 +101,17 @@ def test_commands_take_it_and_say_which(runs, tmp_path):
 
 
 def test_two_models_are_refused(runs):
-    for command, words in ((generate, ["Hi", "--model", "tiny"]), (fuse, ["mill", "-o", "x"])):
-        done = CliRunner().invoke(command, [*words, "--prefer-tuned", "mill", "--runs-dir", str(runs)])
+    for verb, words in ((generate, ["Hi", "--model", "tiny"]), (fuse, ["mill", "-o", "x"])):
+        done = CliRunner().invoke(verb, [*words, "--prefer-tuned", "mill", "--runs-dir", str(runs)])
         assert isinstance(done.exception, ConfigError)
         assert "two models are named" in str(done.exception)
+
+
+def test_the_list_of_runs_says_what_passed(tmp_path):
+    make(tmp_path, "a", 1.0, PASSED)
+    make(tmp_path, "b", 2.0, {**PASSED, "passed": False})
+    make(tmp_path, "c", 3.0)
+    assert [run.gate for run in list_runs(tmp_path)] == [True, False, None]
+    text = CliRunner().invoke(command, ["list", "--runs-dir", str(tmp_path)]).stdout
+    assert [line.split()[-1] for line in text.splitlines()[:3]] == ["gate", "passed", "failed"]
+    assert json.loads(CliRunner().invoke(command, ["last", "--runs-dir", str(tmp_path), "--json"]).stdout)["name"] == "c"
