@@ -62,9 +62,15 @@ def gate(
         "confidence": confidence,
         "strict": strict,
     }
-    held = dict.fromkeys(check.model for check in checks)
-    notes = _leave(verdict, report, [one for one in report.models if one.label in held], folder, runs_dir)
+    notes = _leave(verdict, report, _about(report, {check.model for check in checks}, bool(require)), folder, runs_dir)
     return {**verdict, "notes": notes}
+
+
+def _about(report: Report, held: set[str], named: bool) -> list[ModelInfo]:
+    """Whose runs get the verdict: the models that are held to something; where none was named, at least the last run."""
+    runs = [one for one in report.models if one.run]
+    about = [one for one in runs if one.label in held]
+    return about or ([] if named else runs[-1:])
 
 
 def _models(report: Report, named: Sequence[str], against: str | None) -> list[str]:
@@ -81,12 +87,11 @@ def _leave(verdict: dict[str, Any], report: Report, held: Sequence[ModelInfo], f
         write_pages(folder)
     notes = []
     for model in held:
-        if model.run:
-            place, why = run_of(model, report, runs_dir)
-            if place:
-                write_atomic(place / VERDICT, content)
-            else:
-                notes.append(f"{model.label}: {why}: its run got no {VERDICT}")
+        place, why = run_of(model, report, runs_dir)
+        if place:
+            write_atomic(place / VERDICT, content)
+        else:
+            notes.append(f"{model.label}: {why}: its run got no {VERDICT}")
     return notes
 
 

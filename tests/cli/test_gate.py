@@ -63,6 +63,19 @@ def test_without_require_it_is_about_the_last_model(place):
     assert (place / "runs" / "b" / "gate.json").exists()
 
 
+def test_a_file_made_of_a_run_speaks_for_the_last_run_where_nothing_is_named(place):
+    made = report()
+    made.models.append(ModelInfo(label="q4", name="b.gguf", kind="gguf", stage="gguf"))
+    made.results["q4"] = made.results["sft"]
+    save_report(made, place / "report")
+    found = gate(place / "report", (), ["retention.bpb:0.05"], runs_dir=place / "runs")
+    assert [one["model"] for one in found["requirements"]] == ["q4"]
+    assert (place / "runs" / "b" / "gate.json").exists()
+    (place / "runs" / "b" / "gate.json").unlink()
+    gate(place / "report", ["q4.bleu>=0"], runs_dir=place / "runs")
+    assert not list((place / "runs").rglob("gate.json"))
+
+
 def test_regressions_are_looked_for_in_the_models_that_are_named(place):
     found = gate(place / "report", ["cpt.bleu>=0", "base.bleu>=0"], ["exact_match:0"])
     assert [one["model"] for one in found["requirements"]] == ["cpt", "base", "cpt"]
