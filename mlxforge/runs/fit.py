@@ -11,7 +11,7 @@ import msgspec
 from mlxforge.core.errors import ConfigError
 from mlxforge.core.settings import TrainSettings
 from mlxforge.models.shapes import Shapes
-from mlxforge.runs.forecast import Batch, Forecast, Work, forecast, measured_speed, operations
+from mlxforge.runs.forecast import Batch, Forecast, Work, forecast, operations, speed_for
 
 MARGIN = 1.1  # of the forecast: it may be a fifth off
 SMALLER = 1.05  # time, each time that a micro-batch is halved
@@ -57,7 +57,7 @@ def fit(
     Raises:
         ConfigError: nothing fits; it says the least that would be needed, and what would help.
     """
-    speed = measured_speed()
+    speed = speed_for(model)
     least: Forecast | None = None
     for changes, halvings, changed, shape in choices(config, model, work):
         said = forecast(changed, shape, model=model, speed=speed)
@@ -134,6 +134,7 @@ def smaller(batch: Batch, tokens: int, length: int) -> Batch:
         trained=max(1, round(batch.trained * share)),
         scores=slots * width,
         repeated=round(batch.repeated * share),
+        before=round(batch.before * share),
     )
 
 

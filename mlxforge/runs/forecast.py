@@ -8,6 +8,7 @@ nothing of this was measured: there the same counts stand with what differs in i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from mlxforge.core.settings import TrainSettings
@@ -18,6 +19,8 @@ from mlxforge.runs.opening import resolve_base
 IN_FLIGHT = 1.0
 # The same where layers are recomputed: a layer is computed anew while the one before it goes backward, and its results wait.
 RECOMPUTED = 2.85
+# Numbers of a gate's width that are kept beside gate, other half and product.
+GATE_COPIES, GELU_COPIES = 1, 5
 # Layers' worth of numbers that are alive in a forward pass alone, for scoring.
 FORWARD = 1.15
 # Copies of a chunk's float32 logits: the logits and their exponentials; where the head is trained, their
@@ -51,6 +54,7 @@ class Batch:
         scores: elements of one head's attention matrices, over all lines.
         dense: whether attention is told by a mask what to see, so that no half of its scores is left out.
         repeated: tokens whose keys and values are copied (prompts that are shared by answers).
+        before: of ``slots``, those of shared prompts, through which the backward pass goes last.
     """
 
     slots: int
@@ -58,6 +62,7 @@ class Batch:
     scores: int
     dense: bool = False
     repeated: int = 0
+    before: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,8 +125,9 @@ def shapes_for(settings: TrainSettings) -> Shapes:
     """The shapes of the model that the settings name; a hub model's description is fetched, its weights are not."""
     from mlxforge.models.detect import read_config
     from mlxforge.models.hub import DESCRIPTION, resolve_model
+    from mlxforge.runs.train import settled
 
-    base = resolve_base(settings.from_run or settings.model, Path(settings.runs_dir))
+    base = resolve_base(settled(settings).model, Path(settings.runs_dir))
     path = resolve_model(base.model, DESCRIPTION)
     return shapes(read_config(path), settings.lora, settings.dtype, str(path / "config.json"))
 
@@ -146,10 +152,9 @@ def peak(settings: TrainSettings, model: Shapes, batch: Batch) -> dict[str, floa
     }
     copies = 1 + (settings.accumulate > 1)
     through = {"gradients": copies * model.trained_bytes, "logits": 0.0, "activations": 0.0}
-    head = logits(model, batch)
     stages = [
-        through | {"activations": activations, "logits": logits}
-        for activations, logits in _stages(settings, model, batch, head)
+        through | {"activations": activations, "logits": held}
+        for activations, held in _stages(settings, model, batch, logits(model, batch))
     ]
     stages.append(through | {"gradients": UPDATE * model.trained_bytes})
     return base | max(stages, key=lambda stage: sum(stage.values()))
@@ -161,7 +166,7 @@ def _stages(settings: TrainSettings, model: Shapes, batch: Batch, head: float) -
     states = 2 * model.item * model.width * batch.trained  # gathered before the head, and their gradient
     if _at_once(model, batch):
         return [((HELD if stands_in(model) else HELD_PLAIN) * sum(layers) + states, head)]
-    flight = IN_FLIGHT * max(model.item * block.kept * batch.slots for block in model.blocks)
+    flight = IN_FLIGHT * model.item * max(block.kept for block in model.blocks) * (batch.slots - batch.before)
     if not settings.grad_checkpoint:
         return [(sum(layers) + flight + states, head)]
     inputs = model.item * model.width * batch.slots * len(layers)
@@ -185,19 +190,17 @@ def seen(model: Shapes, batch: Batch) -> float:
     """Scores a head that are kept: on a CPU the later keys of a block of 128 queries are left out (models.cpu)."""
     if batch.dense or not stands_in(model):
         return batch.scores
+    from mlxforge.models.cpu import BLOCK
+
     width = batch.scores / max(batch.slots, 1)
     return batch.slots * min(width, (width + BLOCK) / 2)
 
 
-BLOCK = 128  # as in models.cpu
-GELU = 5
-
-
 def gate_copies(model: Shapes) -> int:
-    """Beside gate, other half and product: the sigmoid; what MLX's own function keeps is one more, a GELU keeps more."""
+    """How often a gate's width is kept: the sigmoid; MLX's own function keeps one more, a GELU's polynomial and tanh more."""
     if not model.silu:
-        return GELU
-    return 1 if stands_in(model) else 2
+        return GELU_COPIES
+    return GATE_COPIES if stands_in(model) else GATE_COPIES + 1
 
 
 def stands_in(model: Shapes) -> bool:
@@ -250,18 +253,33 @@ def seconds(settings: TrainSettings, model: Shapes, work: Work, speed: float) ->
     return slots * operations(model, settings) / (EFFICIENCY * speed)
 
 
+def speed_for(model: Shapes) -> float:
+    """This machine's speed in the type that a model computes with."""
+    return measured_speed("float32" if model.item == FLOAT else "bfloat16")
+
+
+@cache
 def measured_speed(dtype: str = "float32") -> float:
-    """Floating-point operations a second of this machine in one large matrix product. Takes a tenth of a second."""
+    """Floating-point operations a second of this machine in one large matrix product, which takes a tenth of a second."""
     import time
 
     import mlx.core as mx
 
-    side = 1024
-    left = mx.random.normal((side, side)).astype(getattr(mx, dtype))
-    mx.eval(left @ left)
-    best = 0.0
-    for _ in range(3):
-        started = time.perf_counter()
+    side, best = 512, 0.0
+    while side < LARGEST_PRODUCT:
+        side *= 2
+        left = mx.random.normal((side, side)).astype(getattr(mx, dtype))
         mx.eval(left @ left)
-        best = max(best, 2 * side**3 / (time.perf_counter() - started))
+        taken = []
+        for _ in range(3):
+            started = time.perf_counter()
+            mx.eval(left @ left)
+            taken.append(time.perf_counter() - started)
+        best = max(best, 2 * side**3 / min(taken))
+        # A short one measures how long it takes to begin.
+        if min(taken) > LONG_ENOUGH:
+            break
     return best
+
+
+LARGEST_PRODUCT, LONG_ENOUGH = 8192, 0.01  # rows, seconds

@@ -14,7 +14,7 @@ from mlxforge.core.events import Emit, fan_out
 from mlxforge.core.settings import TrainSettings
 from mlxforge.models.shapes import Shapes, shapes_of, skeleton
 from mlxforge.runs.fit import Fit, fit
-from mlxforge.runs.forecast import Batch, Forecast, Work, forecast, measured_speed
+from mlxforge.runs.forecast import Batch, Forecast, Work, forecast, speed_for
 from mlxforge.runs.train import adapted, batching, plan_of, prepare, read_material, settled
 
 LARGEST = 2  # micro-batches that are looked at, of those with most slots and of those with the longest lines
@@ -72,7 +72,7 @@ def plan(
 
 def predicted(found: Outline) -> Forecast:
     """The forecast of a job, with the time at this machine's own speed."""
-    return forecast(found.config, found.work, model=found.model, speed=measured_speed())
+    return forecast(found.config, found.work, model=found.model, speed=speed_for(found.model))
 
 
 def outline(config: TrainSettings, emit: Emit, cache: Path) -> Outline:
@@ -139,7 +139,7 @@ def shape_of(batch: Any) -> Batch:
         return Batch(lines * width, trained, lines * width**2, batch.segments is not None)
     heads, wide = prompts.shape
     seen = lines * width * (wide + width)  # answers look at their prompts through a mask
-    return Batch(batch.slots, trained, heads * wide**2 + seen, dense=True, repeated=lines * (wide + width))
+    return Batch(batch.slots, trained, heads * wide**2 + seen, True, lines * (wide + width), heads * wide)
 
 
 def probed(config: TrainSettings, emit: Emit, cache: Path, said: Forecast) -> Forecast:

@@ -26,6 +26,7 @@ PAGES = [
     *(["kb", name] for name in KB_COMMANDS),
     *(["synth", name] for name in SYNTH_COMMANDS),
     *(["runs", name] for name in RUNS_COMMANDS),
+    ["plan", "sft"],
     ["models", "list"],
     ["models", "families"],
     ["models", "detect"],
