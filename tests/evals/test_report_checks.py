@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,8 +10,10 @@ from report_makes import paired, report, value
 
 from mlxforge.core.errors import ConfigError
 from mlxforge.evals.checks import hold, hold_tolerance, sign, widened
+from mlxforge.evals.estimators import share
 from mlxforge.evals.report import ModelInfo, Report
 from mlxforge.evals.requirements import Path, read_bound, read_tolerance, resolve
+from mlxforge.evals.statistics import paired as pair_test
 
 
 def held(text, one, strict=False, **more):
@@ -233,3 +236,34 @@ def test_a_figure_without_a_good_direction_is_refused():
     made = Report(results={"a": {"s": {"x": value(1, better="")}}, "b": {"s": {"x": value(1, better="")}}})
     with pytest.raises(ConfigError, match="has no better direction"):
         read_tolerance("x:0", made, ["b"], None)
+
+
+def drawn(rng, rows, loss, allowed):
+    """Whether a drawn pair of models fails ``x:allowed``, as usual and when strict; the second one has lost a share."""
+    first = (rng.random(rows) < 0.6).astype(float)
+    second = np.where(rng.random(rows) < 0.2, rng.random(rows) < 0.6, first).astype(float)
+    second[(second == 1) & (rng.random(rows) < loss / 0.6)] = 0.0
+    found = pair_test(second[:, None], first[:, None], share)
+    figures = {label: {"s": {"x": value(float(one.mean()))}} for label, one in (("a", first), ("b", second))}
+    made = Report(results=figures, tests=[paired("s", "x", "b", "a", **found._asdict(), n=rows)])
+    (one,) = read_tolerance(f"x:{allowed}", made, ["b"], None)
+    return [not hold_tolerance(made, one, strict=strict).passed for strict in (False, True)]
+
+
+# rows, share lost, tolerance -> bounds of the share that fails, as usual and when strict (docs/gate.md)
+POWER = [
+    (120, 0.0, 0.0, (0.0, 0.06), (0.9, 1.0)),
+    (500, 0.0, 0.02, (0.0, 0.02), (0.5, 0.8)),
+    (500, 0.02, 0.02, (0.0, 0.06), (0.92, 1.0)),
+    (120, 0.1, 0.02, (0.45, 0.75), (0.98, 1.0)),
+    (500, 0.1, 0.02, (0.95, 1.0), (1.0, 1.0)),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rows", "loss", "allowed", "usual", "strict"), POWER)
+def test_how_often_a_regression_is_found(rows, loss, allowed, usual, strict):
+    rng = np.random.default_rng(0)
+    shares = np.mean([drawn(rng, rows, loss, allowed) for _ in range(150)], axis=0)
+    for found, (low, high) in zip(shares, (usual, strict), strict=True):
+        assert low <= found <= high, shares
