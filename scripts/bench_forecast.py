@@ -9,9 +9,11 @@ memory is outside of 0.8 to 1.2.
 
 from __future__ import annotations
 
+import io
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,8 @@ def model_folder(name: str, folder: Path) -> str:
     import mlx_lm
 
     packed_folder = folder / f"{made.name}-packed"
-    mlx_lm.convert(str(made), str(packed_folder), quantize=True, q_bits=4, q_group_size=64)
+    with redirect_stdout(io.StringIO()):
+        mlx_lm.convert(str(made), str(packed_folder), quantize=True, q_bits=4, q_group_size=64)
     return str(packed_folder)
 
 

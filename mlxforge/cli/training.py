@@ -121,11 +121,12 @@ def _json(value: dict[str, Any]) -> str:
 
 def _page(config: TrainSettings, plan: dict[str, Any]) -> str:
     """Settings as YAML, then the plan as lines."""
-    memory, fit, forecast = plan.pop("memory"), plan.pop("fit", None), plan.pop("forecast")
+    from mlxforge.runs.plan import SOURCES
+
+    memory, fit, source = plan.pop("memory"), plan.pop("fit", None), plan.pop("source")
     lines = [f"{key.replace('_', ' ') + ':':<26}{_shown(key, value)}" for key, value in plan.items()]
     parts = [f"{'memory, ' + part + ':':<26}{size / 2**20:,.1f} MB" for part, size in memory.items() if size]
-    how = "a forecast of the whole; --probe measures" if forecast else "measured on this machine, in two updates"
-    said = [f"{'memory and seconds are:':<26}{how}"]
+    said = [f"{'memory and seconds:':<26}{SOURCES[source]}"]
     head = ["# settings", to_yaml(config), "# plan (nothing was written)"]
     return "\n".join([*head, *lines, *parts, *said, *(_fitted(fit) if fit is not None else [])])
 
@@ -136,7 +137,7 @@ def _fitted(fit: dict[str, Any]) -> list[str]:
         return ["", "# it fits as it is"]
     yaml = [f"{key}: {str(value).lower() if isinstance(value, bool) else value}" for key, value in fit["changes"].items()]
     notes = [f"# {note}" for note in fit["notes"]]
-    head = f"# to fit, about {fit['slowdown']:.2g} times as long; the memory above is with it"
+    head = f"# the plan above fits by these changes; it takes about {fit['slowdown']:.2f} times as long"
     return ["", head, *notes, fit["flags"], "# or as YAML", *yaml]
 
 

@@ -60,8 +60,8 @@ def fit(
     speed = speed_for(model)
     least: Forecast | None = None
     for changes, halvings, changed, shape in choices(config, model, work):
-        said = forecast(changed, shape, model=model, speed=speed)
-        if MARGIN * correction * said.total <= memory:
+        said = forecast(changed, shape, model=model, speed=speed).corrected(correction)
+        if MARGIN * said.total <= memory:
             slower = SMALLER**halvings
             said = replace(said, seconds=slower * (said.seconds or 0.0))
             return Fit(changes, said, slower * _recomputing(model, config, changed), _notes(changes, rows, config))
@@ -70,7 +70,7 @@ def fit(
     trained = sum(least.parts[part] for part in ("adapters", "optimizer", "gradients"))
     raise ConfigError(
         f"{size_text(memory)} are not enough: the least that this run needs is "
-        f"{size_text(int(MARGIN * correction * least.total))}, with {size_text(least.parts['weights'])} of weights and "
+        f"{size_text(int(MARGIN * least.total))}, with {size_text(least.parts['weights'])} of weights and "
         f"{size_text(trained)} for what is trained",
         where="--memory",
         fix=helps(config, model),

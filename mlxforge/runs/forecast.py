@@ -7,7 +7,7 @@ nothing of this was measured: there the same counts stand with what differs in i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -84,19 +84,25 @@ class Work:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Bytes by part at the peak, their sum, and seconds (None where the machine's speed is not known).
-
-    ``measured`` is true where a probe on this machine has put its own figures in.
-    """
+    """Bytes by part at the peak, their sum, and seconds (None where the machine's speed is not known)."""
 
     parts: dict[str, int]
     seconds: float | None = None
-    measured: bool = False
 
     @property
     def total(self) -> int:
         """Bytes in all."""
         return sum(self.parts.values())
+
+    @property
+    def passing(self) -> int:
+        """Bytes of what a batch leaves on its way: what is counted least surely."""
+        return self.parts["activations"] + self.parts["logits"]
+
+    def corrected(self, factor: float) -> Forecast:
+        """The same with ``passing`` multiplied."""
+        changed = {part: round(factor * self.parts[part]) for part in ("activations", "logits")}
+        return replace(self, parts=self.parts | changed)
 
 
 def forecast(

@@ -9,11 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from mlxforge.core.blas import load_blas
 from mlxforge.core.events import Emit, fan_out
 from mlxforge.core.settings import TrainSettings
 from mlxforge.models.shapes import Shapes, shapes_of, skeleton
-from mlxforge.runs.fit import Fit, fit
+from mlxforge.runs.fit import fit
 from mlxforge.runs.forecast import Batch, Forecast, Work, forecast, speed_for
 from mlxforge.runs.train import adapted, batching, plan_of, prepare, read_material, settled
 
@@ -41,8 +43,8 @@ def plan(
         memory: bytes that the run may take: settings are changed so that it fits, with least slowdown.
 
     Returns:
-        The figures of the data; ``memory``: bytes by part, and ``total``; ``seconds``; ``forecast``, false where a probe has
-        measured; with ``memory``, ``fit``: what to change.
+        The figures of the data; ``memory``: bytes by part, and ``total``; ``seconds``; ``source`` of both, a key of SOURCES;
+        where ``memory`` is given ``fit``: what to change, and all figures are with these changes.
 
     Raises:
         ConfigError: no settings fit into ``memory``.
@@ -50,24 +52,28 @@ def plan(
     emit, config = fan_out(listeners), settled(config)
     with tempfile.TemporaryDirectory(prefix="mlxforge-") as cache:
         found = outline(config, emit, Path(cache))
-        said = predicted(found)
-        told = found.plan
-        correction = 1.0
-        if probe:
-            measured = probed(config, emit, Path(cache), said)
-            correction = measured.total / said.total
-            said = measured
-    chosen: Fit | None = None
-    if memory is not None:
-        chosen = fit(config, found.model, found.work, memory, correction, found.rows)
-        if chosen.changes:
-            said = chosen.forecast
-    told |= {
-        "memory": said.parts | {"total": said.total},
-        "seconds": round(said.seconds or 0.0, 1),
-        "forecast": not said.measured,
-    }
-    return told | ({"fit": chosen.told()} if chosen is not None else {})
+        said, source, chosen = predicted(found), "forecast", None
+        measured = probed(config, emit, Path(cache), said) if probe else None
+        factor = measured.passing / max(said.passing, 1) if measured else 1.0
+        if memory is not None:
+            chosen = fit(config, found.model, found.work, memory, factor, found.rows)
+        if chosen is not None and chosen.changes:
+            found = outline(msgspec.structs.replace(config, **chosen.changes), emit, Path(cache))
+            said = predicted(found).corrected(factor)
+            if measured and measured.seconds is not None:
+                said, source = replace(said, seconds=chosen.slowdown * measured.seconds), "corrected"
+        elif measured:
+            said, source = measured, "probe"
+    figures = {"memory": said.parts | {"total": said.total}, "seconds": round(said.seconds or 0.0, 1), "source": source}
+    return found.plan | figures | ({"fit": chosen.told()} if chosen is not None else {})
+
+
+# Where memory and seconds of a plan are from.
+SOURCES = {
+    "forecast": "a forecast; --probe measures",
+    "probe": "measured here, in two updates",
+    "corrected": "a forecast, corrected by two updates",
+}
 
 
 def predicted(found: Outline) -> Forecast:
@@ -153,4 +159,4 @@ def probed(config: TrainSettings, emit: Emit, cache: Path, said: Forecast) -> Fo
     measured["logits"] = min(said.parts["logits"], measured["activations"])
     measured["activations"] -= measured["logits"]
     measured["caches"] = said.parts["caches"]
-    return replace(said, parts=measured, seconds=found["seconds"], measured=True)
+    return Forecast(measured, found["seconds"])

@@ -42,8 +42,7 @@ def tiny():
 def test_what_is_forecast_is_what_a_probe_measures(kind, flags):
     settings = settings_of(kind, flags)
     said, measured = plan(settings), plan(settings, probe=True)
-    assert said["forecast"]
-    assert not measured["forecast"]
+    assert (said["source"], measured["source"]) == ("forecast", "probe")
     assert set(said["memory"]) == {*PARTS, "total"} == set(measured["memory"])
     assert sum(said["memory"][part] for part in PARTS) == said["memory"]["total"]
     assert 0.8 < said["memory"]["total"] / measured["memory"]["total"] < 1.2
@@ -165,6 +164,23 @@ def test_sizes(text, size):
 def test_bad_sizes(text):
     with pytest.raises(ConfigError, match="no size"):
         parse_size(text)
+
+
+def test_a_plan_that_fits_is_the_plan_of_the_changed_settings():
+    settings = settings_of(SftConfig)
+    chosen = plan(settings, memory=100 << 20)
+    changed = plan(settings_of(SftConfig, chosen["fit"]["changes"]))
+    assert chosen["fit"]["changes"]["batch_tokens"] < settings.batch_tokens
+    for key in ("memory", "steps", "micro_batches", "padding"):
+        assert chosen[key] == changed[key]
+    assert chosen["memory"]["total"] * MARGIN < 1.05 * (100 << 20)
+
+
+def test_a_correction_scales_what_is_counted_least_surely(tiny):
+    said = forecast(CptConfig(), work_of(4, 256), model=tiny)
+    twice = said.corrected(2.0)
+    assert twice.passing == pytest.approx(2 * said.passing, abs=2)
+    assert twice.total - said.total == twice.passing - said.passing
 
 
 # The command.
