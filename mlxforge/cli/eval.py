@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxforge.cli.asking import options
-from mlxforge.cli.assisting import RAG, check
+from mlxforge.cli.assisting import DRY_RUN, JUDGE, PROMPTS, RAG, assisted, show_plan
 from mlxforge.cli.shaping import show_json, show_next
 from mlxforge.cli.subject import preferred
 
@@ -53,7 +53,7 @@ GATED = ("exact_match", "command_exact", "choice_accuracy", "preference_accuracy
 @click.option("--fresh", is_flag=True, help="Ask for everything again; else what a model gave before is not asked twice.")
 @click.option("--format", metavar="NAME", help="Format of the rows, such as alpaca. [default: found row by row]")
 @click.option("--map", "mapping", multiple=True, metavar="KEY=KEY", help="Where a row has its parts: --map prompt=question.")
-@options(*RAG)
+@options(*RAG, *JUDGE, PROMPTS)
 @click.option(
     "--runs-dir", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder that holds the runs."
 )
@@ -62,6 +62,7 @@ GATED = ("exact_match", "command_exact", "choice_accuracy", "preference_accuracy
     metavar="NAME",
     help="Also: the newest run of this name or objective that passed its gate.",
 )
+@DRY_RUN
 @click.option("--json", "as_json", is_flag=True, help="The report as one object on stdout, notes on stderr.")
 @click.option("--plain", is_flag=True, help="Lines in place of a table.")
 def eval(  # noqa: A001 - the name of the command
@@ -70,6 +71,7 @@ def eval(  # noqa: A001 - the name of the command
     no_retention: bool,
     mapping: tuple[str, ...],
     prefer_tuned: str | None,
+    dry_run: bool,
     as_json: bool,
     plain: bool,
     **given: Any,
@@ -81,21 +83,23 @@ def eval(  # noqa: A001 - the name of the command
     mlxforge eval base=tiny sft=run:answers dpo=run:answers-dpo --data test.jsonl --data pairs.jsonl -o report
     mlxforge eval run:answers answers.q4_k_m.gguf --data test.jsonl --metrics exact_match,latency
     mlxforge eval tiny run:answers --data sft.test.jsonl --rag kb.sqlite --top-k 3
+    mlxforge eval base=tiny run:answers --data test.jsonl --judge openai --judge-url http://127.0.0.1:8080/v1
 
     A MODEL is 'tiny', a folder, a hub id, run:NAME, run:NAME@STEP, or a .gguf file; LABEL=MODEL names it in the report. The
     others are held against the first. What fits a set is found by its rows: text (perplexity, bits a byte), conversations
     (exact match, F1, ROUGE, BLEU), commands, choices, preference pairs.
 
     --rag asks each question three times: closed book, with passages of the knowledge base that a search finds (SET+rag), and
-    with the one that its row names (SET+gold).
+    with the one that its row names (SET+gold). --judge has every answer given points from 1 to 5, and each model's compared
+    with the first one's in both orders.
 
     Answers are kept as they come: after Ctrl-C the same command goes on.
     """
     if no_retention and given["retention"]:
         raise click.UsageError("--retention and --no-retention do not go together")
-    check(given)
+    given = assisted(given)
     from mlxforge.runs.eval_job import EvalSettings, output_folder
-    from mlxforge.runs.evaluate import evaluate
+    from mlxforge.runs.evaluate import evaluate, plan
     from mlxforge.ui.bars import bars
 
     if prefer_tuned:
@@ -103,11 +107,17 @@ def eval(  # noqa: A001 - the name of the command
     given["map"] = _mapped(mapping)
     given["retention"] = "" if no_retention else given["retention"]
     given["output"] = output_folder(given["output"])
-    given["top_k"] = given["top_k"] or 3
     names = tuple(name for one in metrics for name in one.replace(",", " ").split())
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if given["judge"]:  # a server that hangs up while it is written to must be an error, not the silent end of this process
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    settings = EvalSettings(models=models, metrics=names, **given)
+    if dry_run:
+        found = plan(settings)
+        show_json(found) if as_json else show_plan(found)
+        return
     with bars() as emit:
-        report = evaluate(EvalSettings(models=models, metrics=names, **given), emit)
+        report = evaluate(settings, emit)
     if as_json:
         import msgspec
 

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from mlxforge.core.errors import ConfigError, DataError, MissingExtraError, did_you_mean
-from mlxforge.evals import answers, calibration, commands, text
+from mlxforge.evals import answers, calibration, commands, judged, text
 from mlxforge.evals.answers import Terms
 from mlxforge.evals.estimators import exp_ratio, mean, quantile, ratio, share
 from mlxforge.evals.graded import Graded
@@ -170,7 +170,9 @@ _TABLE = [
     Metric("peak_memory", "latency", "model", "lower", "most memory held", unit="bytes"),
     Metric("retrieval_hit", "rag", "hit", "higher", "the passages hold the one asked about", _given("hit")),
     Metric("win_rate", "judge", "win", "higher", "answers the judge prefers; a tie is half", _given("win")),
-    Metric("rubric", "judge", "rubric", "higher", "the judge's points", _given("rubric"), mean),
+    Metric("rubric", "judge", "rubric", "higher", "the judge's points, 1 to 5", _given("rubric"), mean),
+    Metric("judge_agreement", "judge", "rubric", "", "4 points or more and exact match say the same", judged.agrees),
+    Metric("judge_kappa", "judge", "rubric", "", "the same beyond chance (Cohen's kappa)", judged.both, judged.kappa),
 ]  # fmt: skip
 METRICS = {metric.name: metric for metric in _TABLE}
 GROUPS = {group: [m.name for m in _TABLE if m.group == group] for group in dict.fromkeys(m.group for m in _TABLE)}
@@ -309,16 +311,18 @@ def value(one: Column, seed: int = 0) -> Value:
     return Value(value=figure, low=low, high=high, n=n, better=metric.better, unit=metric.unit)
 
 
-# Group -> why there is no figure, where it is not the set that lacks something.
+# Group, or a metric of its own -> why there is no figure, where it is not the set that lacks something.
 WHY = {
     "calibration": "no answer states such a confidence",
     "latency": "no answer was timed that is long enough",
     "rag": "no row names the passage it was made from",
+    "win_rate": "the others are held against it, or the judge gave no verdict",
+    "judge": "the judge gave no verdict, or there is nothing to compare with",
 }
 
 
 def _why(metric: Metric) -> str:
-    return WHY.get(metric.group, f"no row has {NEEDS[metric.needs]}")
+    return WHY.get(metric.name) or WHY.get(metric.group) or f"no row has {NEEDS[metric.needs]}"
 
 
 def compare(one: Column, other: Column, set_name: str, model: str, against: str, seed: int = 0) -> Test | None:

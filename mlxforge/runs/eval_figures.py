@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,7 @@ def _lines(job: Job, columns: Mapping[tuple[str, str, str], Column]) -> Iterator
                     "scores": given,
                     "context": list(row.context) or None,
                     "source": row.source,
+                    **({"judge": said} if (said := job.judged.get((named.label, one.name, row.index))) else {}),
                 }
 
 
@@ -144,7 +145,8 @@ def _likeliest(row: EvalRow, graded: Graded) -> str | None:
 
 def _shown(settings: EvalSettings) -> dict[str, Any]:
     """The settings as plain values."""
-    found = asdict(settings)
+    judge = settings.judge
+    found = asdict(replace(settings, judge=None)) | {"judge": judge and f"{judge.provider} {judge.reached.model}".rstrip()}
     return {
         key: str(one) if isinstance(one, Path) else list(one) if isinstance(one, tuple) else one for key, one in found.items()
     }

@@ -6,15 +6,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from mlxforge.core.errors import ConfigError
 from mlxforge.core.events import Emit, Noted, ignore
 from mlxforge.evals.graded import Graded
 from mlxforge.evals.metrics import GIVES, METRICS, Chosen, Metric, asked_by, chosen
 from mlxforge.evals.report import REPORT, ROWS, ModelInfo
+from mlxforge.knowledge.asked import ProviderSettings
 from mlxforge.runs.eval_sets import RETENTION, EvalSet, Spec, parse_sets, read_set, retention_text
 from mlxforge.runs.rag import FOUND, conditions
 from mlxforge.runs.subjects import WINDOW, Named, info_of, name_models, vocabulary
+
+OPTIONED = frozenset({"hit", "rubric", "win"})  # what only an option of its own gives
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeSettings:
+    """A judge of answers: a name of :data:`mlxforge.knowledge.providers.PROVIDERS`, how it is reached, and US dollars that it
+    may cost over all runs of the same evaluation, 0 for no ceiling."""
+
+    provider: str
+    reached: ProviderSettings = field(default_factory=ProviderSettings)
+    max_cost: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +50,7 @@ class EvalSettings:
         fresh: ask for everything again, whatever is kept.
         format, map: how rows are read, as in training.
         rag: a knowledge base; questions are asked with ``top_k`` of its passages too, see :mod:`mlxforge.runs.rag`.
+        judge: who judges the answers, see :mod:`mlxforge.runs.judging`.
         prompts: a folder of prompts to use in place of the shipped ones.
     """
 
@@ -56,6 +71,7 @@ class EvalSettings:
     map: Mapping[str, str] = field(default_factory=dict)
     rag: Path | None = None
     top_k: int = 3
+    judge: JudgeSettings | None = None
     prompts: Path | None = None
 
 
@@ -73,6 +89,7 @@ class Job:
     graded: dict[str, dict[str, list[Graded]]] = field(default_factory=dict)
     peaks: dict[tuple[str, str], int | None] = field(default_factory=dict)
     why: dict[tuple[str, str], str] = field(default_factory=dict)
+    judged: dict[tuple[str, str, int], dict[str, Any]] = field(default_factory=dict)  # label, set, row -> what a judge said
 
     def note(self, text: str) -> None:
         """Something the report's reader should know."""
@@ -100,8 +117,9 @@ def prepare(settings: EvalSettings, emit: Emit = ignore) -> Job:
     sets, notes = list(_sets(settings, emit)), list[str]()
     if settings.rag:
         sets = list(conditions(sets, settings.rag, top_k=settings.top_k, prompts=settings.prompts, notes=notes, emit=emit))
-    picked: Chosen = chosen(settings.metrics, {one.name: gives(one) for one in sets})
-    measured = dict(picked.metrics)
+    given = {one.name: gives(one) | _judgeable(settings, one) for one in sets}
+    picked: Chosen = chosen(settings.metrics, given)
+    measured = {name: _with_optioned(metrics, given[name]) for name, metrics in picked.metrics.items()}
     if RETENTION in measured and METRICS["bpb"] not in measured[RETENTION]:
         # What a stage cost is always told, whatever else is asked for.
         measured[RETENTION] = [METRICS["bpb"], *measured[RETENTION]]
@@ -114,6 +132,18 @@ def prepare(settings: EvalSettings, emit: Emit = ignore) -> Job:
     _check_tokenizers(job)
     job.infos = {named.label: info_of(named) for named in models}
     return job
+
+
+def _judgeable(settings: EvalSettings, one: EvalSet) -> set[str]:
+    """What a judge gives for a set."""
+    if settings.judge is None or one.kind != "chat":
+        return set()
+    return {"rubric", "win"} if len(settings.models) > 1 else {"rubric"}
+
+
+def _with_optioned(metrics: Sequence[Metric], gives: set[str]) -> list[Metric]:
+    """With the metrics that --rag and --judge were given for, whatever else is asked for."""
+    return [metric for metric in METRICS.values() if metric in metrics or metric.needs in gives & OPTIONED]
 
 
 def _sets(settings: EvalSettings, emit: Emit) -> Iterator[EvalSet]:

@@ -16,11 +16,12 @@ from mlxforge.runs.eval_figures import finish
 from mlxforge.runs.eval_job import EvalSettings, Job, output_folder, prepare
 from mlxforge.runs.eval_kept import VERSION, Kept
 from mlxforge.runs.eval_sets import EvalSet
+from mlxforge.runs.judging import Judge, estimate, judge_answers
 from mlxforge.runs.subjects import Asked, Named, Subject, open_subject
 
 __all__ = ["EvalSettings", "evaluate"]
 
-ANSWERS = frozenset({"references", "answer", "commands", "json", "schema", "win", "rubric", "hit"})
+ANSWERS = frozenset({"references", "answer", "commands", "json", "schema", "win", "rubric"})
 CONTINUATIONS = frozenset({"choices", "pairs"})
 
 
@@ -34,16 +35,36 @@ def evaluate(settings: EvalSettings, emit: Emit = ignore) -> Report:
         DataError: bad rows.
         ModelError: a model that cannot be opened.
         Interrupted: stopped by the user; what was done is kept.
+        RunFailed: the judge broke off, or costs too much; the report is written with what it said until then.
     """
     from mlxforge.evals.write import write_report
 
     folder = output_folder(settings.output)
     job = prepare(settings, emit)
+    # A judge that cannot be reached is told before anything is asked.
+    judge = Judge(settings.judge, settings.prompts, settings.runs_dir) if settings.judge else None
     for named in job.models:
         _ask(job, named)
+    stopped = judge_answers(job, judge) if judge else None
     report, rows = finish(job)
     write_report(report, rows, folder)
+    if stopped is not None:
+        raise stopped
     return report
+
+
+def plan(settings: EvalSettings, emit: Emit = ignore) -> dict[str, Any]:
+    """What an evaluation would ask, asking nobody: ``models`` (labels), ``sets`` (name, kind, rows, metrics), ``judge`` (see
+    :func:`mlxforge.runs.judging.estimate`, None without one); errors as :func:`evaluate`."""
+    job = prepare(settings, emit)
+    return {
+        "models": [named.label for named in job.models],
+        "sets": [
+            {"name": one.name, "kind": one.kind, "rows": len(one.rows), "metrics": [m.name for m in job.metrics[one.name]]}
+            for one in job.sets
+        ],
+        "judge": estimate(job, settings.judge, settings.prompts) if settings.judge else None,
+    }
 
 
 def _ask(job: Job, named: Named) -> None:
