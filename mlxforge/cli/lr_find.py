@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,9 +57,7 @@ def lr_find(
         curve = rates.lr_find(config, low, high, steps, emit)
     if plot is not None:
         draw_rates(curve.rates, curve.losses, curve.smoothed, _marks(curve), plot)
-    given = " ".join(f"--set {word}" for word in assignments)
-    command = " ".join(filter(None, [f"mlxforge {found}", f"-c {file}" if file else "", given]))
-    use = [f"{command} --learning-rate {curve.suggested:g}"] if curve.suggested else []
+    use = _next(found, file, assignments, curve)
     if as_json:
         fields = ("suggested", "steepest", "tenth", "diverged", "rates", "losses", "smoothed")
         show_json({"objective": found, **{name: getattr(curve, name) for name in fields}, "next": use})
@@ -66,6 +65,16 @@ def lr_find(
         _page(curve, plot)
         show_next(use)
     return 0 if curve.suggested else 1
+
+
+def _next(objective: str, file: Path | None, assignments: tuple[str, ...], curve: RateCurve) -> list[str]:
+    """Training at the suggested rate, and a sweep from there to where the loss was lowest."""
+    if curve.suggested is None or curve.tenth is None:
+        return []
+    given = [word for assignment in assignments for word in ("--set", assignment)]
+    words = shlex.join([objective, *(["-c", str(file)] if file else []), *given])
+    over = shlex.quote(f"learning_rate={curve.suggested:g}..{10 * curve.tenth:.2g}:log")
+    return [f"mlxforge {words} --learning-rate {curve.suggested:g}", f"mlxforge sweep {words} --over {over} --trials 8"]
 
 
 def _marks(curve: RateCurve) -> dict[str, float]:

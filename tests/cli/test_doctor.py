@@ -129,6 +129,13 @@ def test_a_folder_that_does_not_exist_yet_is_judged_by_its_parent(tmp_path):
     assert doctor.size(1500) == "1.5 kB"
 
 
+def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path, monkeypatch):
+    """The tests may run as root, who may write anywhere: the system's answer is given here."""
+    monkeypatch.setattr(doctor.os, "access", lambda *_: False)
+    check = doctor.place("this folder", tmp_path, room=True)
+    assert (check.status, check.fix) == ("problem", f"chmod u+wx {tmp_path}")
+
+
 def test_a_server_on_this_machine_is_asked(monkeypatch):
     class Answers(http.server.BaseHTTPRequestHandler):
         def do_GET(self):

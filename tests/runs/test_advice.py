@@ -183,6 +183,13 @@ def test_the_log_is_read_and_a_resumed_run_counts_its_last_sitting(tmp_path):
     assert "see the answers" in asked
 
 
+def test_what_a_resumed_run_went_over_again_counts_once(tmp_path):
+    found = run(tmp_path, valid=[])
+    for step, loss in ((10, 3.0), (20, 2.5), (10, 3.1)):
+        found.hear(Evaluated(step=step, name="valid", loss=loss, perplexity=None, bpb=None, tokens=1, seconds=0.1))
+    assert found.valid == [(10, 3.1)]
+
+
 @pytest.mark.parametrize("objective", ["cpt", "sft", "dpo"])
 @pytest.mark.parametrize("runs", ["runs", "other runs"])
 def test_what_a_finished_run_is_good_for(objective, runs, tmp_path):

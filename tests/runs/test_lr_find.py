@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 
 import pytest
 
@@ -11,6 +12,7 @@ from mlxforge.cli.main import run as command
 from mlxforge.core.errors import ConfigError
 from mlxforge.core.settings import CptConfig, LoraSettings
 from mlxforge.runs.lr_find import curve_of, diverges, lr_find, running_mean
+from mlxforge.runs.space import dimensions
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +100,12 @@ def test_the_command_prints_one_object_and_draws(documents, tmp_path, monkeypatc
     words = ["lr-find", "cpt", *words, "--from", "1e-4", "--steps", "24"]
     assert command([*words, "--json", "--plot", "rates.svg"], debug=False) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["next"] == [
-        "mlxforge cpt " + " ".join(f"--set {setting}" for setting in small) + f" --learning-rate {found['suggested']:g}"
-    ]
+    train, sweep = (shlex.split(line) for line in found["next"])
+    settings = [word for setting in small for word in ("--set", setting)]
+    assert train == ["mlxforge", "cpt", *settings, "--learning-rate", f"{found['suggested']:g}"]
+    over = f"learning_rate={found['suggested']:g}..{10 * found['tenth']:.2g}:log"
+    assert sweep == ["mlxforge", "sweep", "cpt", *settings, "--over", over, "--trials", "8"]
+    assert dimensions(CptConfig, [over])
     assert [path.name for path in tmp_path.iterdir()] == ["rates.svg"]
     assert command([*words, "--plot", "rates.doc"], debug=False) == 2
     assert "cannot draw '.doc'" in capsys.readouterr().err

@@ -11,12 +11,12 @@ import pytest
 from mlxforge.cli.main import run as command
 from mlxforge.core.config import to_dict
 from mlxforge.core.errors import ConfigError, Interrupted, RunError
-from mlxforge.core.events import Noted, Progress
+from mlxforge.core.events import Evaluated, Noted, Progress, RunStarted
 from mlxforge.core.settings import CptConfig, DpoConfig, LoraSettings, SftConfig
 from mlxforge.runs.record import read_config, read_record
 from mlxforge.runs.space import Metric, dimensions, metric, points
 from mlxforge.runs.suggest import STARTUP, Trial, hopeless, suggest
-from mlxforge.runs.sweep import Asked, new_sweep, objective_for, old_sweep, sweep
+from mlxforge.runs.sweep import STOPPED, Asked, Curve, Tried, _trial, new_sweep, objective_for, old_sweep, sweep
 
 RATE = "learning_rate=1e-5..1e-1:log"
 
@@ -145,6 +145,7 @@ def search(seed, many=16):
 def test_the_same_seed_and_past_give_the_same_suggestion_and_later_ones_come_closer():
     one, again, other = search(0), search(0), search(1)
     assert one == again != other
+    assert len({trial.params["learning_rate"] for trial in one[:STARTUP]}) == STARTUP
     first, last = ([trial.value for trial in part] for part in (one[:STARTUP], one[-STARTUP:]))
     assert sum(last) < sum(first)
     assert min(trial.value for trial in one) < 0.2
@@ -159,6 +160,26 @@ def test_a_diverged_trial_counts_as_the_worst():
         past.append(Trial(params, [] if high else [far(params)], None if high else far(params)))
     assert sum(trial.value is None for trial in past[:8]) >= sum(trial.value is None for trial in past[-8:])
     assert sum(trial.value is None for trial in past[-8:]) <= 1
+
+
+def test_a_curve_forgets_what_a_resumed_run_goes_over_again():
+    def evaluated(step, loss, **metrics):
+        return Evaluated(step=step, name="valid", loss=loss, perplexity=None, bpb=None, tokens=1, seconds=0.1, metrics=metrics)
+
+    loss, accuracy, task = (Curve(Metric(*name.split("."))) for name in ("valid.loss", "valid.accuracy", "task.exact_match"))
+    started = RunStarted(run="r", objective="sft", path="r", config={}, plan={}, step=10)
+    for curve in (loss, accuracy, task):
+        told = [curve(event) for event in (evaluated(0, 9.0), evaluated(10, 3.0, accuracy=0.5), evaluated(20, 2.0), started)]
+        assert told == [False, True, True, False]
+        curve(evaluated(20, 2.5, accuracy=0.75))
+    assert (loss.values, accuracy.values, task.values) == ([3.0, 2.5], [0.5, 0.75], [-3.0, -2.5])
+
+
+def test_a_diverged_trial_is_told_without_its_curve():
+    tried = Tried("s-t01", {"learning_rate": 1.0}, "failed", curve=[2.0, 1.0], diverged=True)
+    assert (tried.ended, _trial(tried)) == (True, Trial({"learning_rate": 1.0}, [], None))
+    assert _trial(Tried("s-t02", {}, STOPPED, curve=[2.0])).curve == [2.0]
+    assert not Tried("s-t03", {}, "failed").ended
 
 
 def test_the_median_rule_by_hand():
