@@ -18,7 +18,7 @@ from mlxforge.core.eventlog import EventLog
 from mlxforge.core.events import Control, Emit, RunEnded, StageEnded, StageStarted, fan_out
 from mlxforge.evals.road import Action
 from mlxforge.runs.pipeline_gains import summed_up
-from mlxforge.runs.pipeline_order import Made, Road, Step, begun
+from mlxforge.runs.pipeline_order import Made, Road, Step
 from mlxforge.runs.pipeline_state import DONE, EVENTS, FOLDER, MISSING, RUNNING, Record, differences, finished, key_of
 from mlxforge.runs.pipeline_train import free_run
 from mlxforge.runs.project import TRAINING, Project, find_project, read_project
@@ -199,6 +199,7 @@ def _step(road: Road, step: Step, states: dict[str, str], log: EventLog, shown: 
         finally:
             if status != "done":
                 states[step.label] = status
+                _sat(road, step, began)
             told(StageEnded(stage=step.label, status=status, seconds=round(time.time() - began, 2), gained=gained))
     _let_go()
 
@@ -206,6 +207,12 @@ def _step(road: Road, step: Step, states: dict[str, str], log: EventLog, shown: 
 def _without_next(emit: Emit) -> Emit:
     """The events as they are, but a run that ends does not say what to run next: the next stage does it."""
     return lambda event: emit(msgspec.structs.replace(event, next_steps=[]) if isinstance(event, RunEnded) else event)
+
+
+def _sat(road: Road, step: Step, began: float) -> None:
+    """Adds the time of a sitting that ended early to the record."""
+    if (record := road.ledger.read(step.name)) and record.status == RUNNING:
+        road.ledger.write(step.name, msgspec.structs.replace(record, seconds=record.seconds + time.time() - began))
 
 
 def _begin(road: Road, step: Step, record: Record | None, began: float) -> Record:
@@ -217,7 +224,10 @@ def _begin(road: Road, step: Step, record: Record | None, began: float) -> Recor
     key = key_of(settings, inputs)
     if record is None or record.key != key or record.status != RUNNING:
         run = free_run(road, step) if step.stage in TRAINING else ""
-        record = begun(step, run, settings, inputs, key, began)
+        record = Record(
+            stage=step.stage, variant=step.variant, key=key, settings=settings, inputs=inputs, run=run, started=began,
+            result=record.result if record else {},
+        )  # fmt: skip
         road.ledger.write(step.name, record)
     return record
 

@@ -7,17 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlxforge.core.config import to_dict
+from mlxforge.core.config import to_dict, walk
 from mlxforge.core.errors import ConfigError, did_you_mean
 from mlxforge.core.events import Control, Emit
 from mlxforge.core.files import bytes_hash
 from mlxforge.core.settings import Settings
 from mlxforge.data.sources import HUB, parse_spec
 from mlxforge.runs.pipeline_state import MISSING, Ledger, Record
-from mlxforge.runs.project import TRAINING, Project
+from mlxforge.runs.project import ELSEWHERE, TRAINING, Project
 from mlxforge.runs.text import RUN, expand
 
 BASE = "base"
+# Settings of a stage that say when and on what it works; the model and the inputs tell what that comes to.
+ORDERING = ("after", "takes", "variants", "preset", "trackers")
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,17 @@ class Road:
             return BASE
         names = list(self.project.stages)
         before = names[: names.index(stage)]
-        return next((name for name in reversed(before) if name in TRAINING), BASE)
+        return next((name for name in reversed(before) if name in TRAINING and not self._said_to_take(name, stage)), BASE)
+
+    def _said_to_take(self, name: str, stage: str) -> bool:
+        """Whether a stage is told to take another, itself or by those that it takes."""
+        seen: set[str] = set()
+        while name in self.project.stages and name not in seen:
+            seen.add(name)
+            name = getattr(self.project.stages[name], "takes", None) or ""
+            if name == stage:
+                return True
+        return False
 
     def variants(self, stage: str, seen: tuple[str, ...] = ()) -> tuple[str, ...]:
         """The variants that a stage is run for; one without a name where there are none."""
@@ -177,9 +189,8 @@ class Road:
 
     def shown(self, spec: str) -> str:
         """A spec as seen from the project's folder."""
-        path = Path(spec)
-        elsewhere = path.is_absolute() or ":" in spec.partition("/")[0]
-        return spec if elsewhere else self.ledger.shown(path)
+        inside = not spec.startswith(ELSEWHERE) and self.project.root.resolve() in Path(spec).resolve().parents
+        return self.ledger.shown(Path(spec)) if inside else spec
 
     def maker(self, spec: str) -> Step | None:
         """The step that makes what a spec names."""
@@ -191,11 +202,10 @@ class Road:
         return None
 
     def settings(self, step: Step) -> dict[str, Any]:
-        """The settings of a step that decide what it makes."""
-        kept = to_dict(step.settings)
-        for key in ("after", "takes", "variants", "preset"):
-            kept.pop(key, None)
-        return kept | {"project": self.project.name}
+        """The settings of a step that decide what it makes; those at their default are left out, so that a setting that a
+        later mlxforge adds changes nothing."""
+        given = {key: value for key, default, value in _leaves(step.settings) if value != default and key not in ORDERING}
+        return given | {"project": self.project.name}
 
     # Order
 
@@ -263,6 +273,16 @@ class Road:
                     yield f"{self.project.line(f'{stage}.variants')}: '{name}' is no variant of sft ({hint})"
 
 
+def _leaves(settings: Settings) -> Iterator[tuple[str, Any, Any]]:
+    """Every setting as (dotted key, default, value)."""
+    plain = to_dict(settings)
+    for key, _, default in walk(type(settings)):
+        value: Any = plain
+        for part in key.split("."):
+            value = value[part]
+        yield key, default, value
+
+
 def compared(road: Road, step: Step) -> list[str]:
     """The stages (``sft``, ``sft:formal``) whose models an evaluation compares, without the base."""
     named = list(step.get("models") or [])
@@ -288,8 +308,3 @@ def _circle(start: Step, needs: Mapping[Step, Iterable[Step]], done: list[Step])
     while walked.count(walked[-1]) < 2:
         walked.append(next(one for one in needs[walked[-1]] if one not in done))
     return walked[walked.index(walked[-1]) :]
-
-
-def begun(step: Step, run: str, settings: dict[str, Any], inputs: dict[str, str], key: str, started: float) -> Record:
-    """The record of a step that begins."""
-    return Record(stage=step.stage, variant=step.variant, key=key, settings=settings, inputs=inputs, run=run, started=started)

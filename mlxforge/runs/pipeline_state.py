@@ -33,7 +33,7 @@ class Record(msgspec.Struct, kw_only=True):
         status: 'running' from its start until it is 'done'.
         run: name of its run, where it trains.
         outputs: path -> hash of what it made; paths are as seen from the project's folder.
-        result: what it came to, as its own command tells it with ``--json``.
+        result: what it came to, as its own command tells it with ``--json``; until it is done what it came to before.
     """
 
     stage: str

@@ -147,4 +147,6 @@ def told(look: Callable[[], object]) -> Iterator[str]:
     try:
         look()
     except MlxforgeError as error:
+        if error.where.startswith("--"):  # a flag of another command; the caller says where it stands here
+            error.where = ""
         yield from str(error).splitlines()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -76,7 +76,7 @@ def _ingest_check(road: Road, step: Step) -> Iterator[str]:
     yield from check_model(road, step)
 
 
-def _ingest(road: Road, step: Step, _: Record, emit: Emit, __: Control) -> Made:
+def _ingest(road: Road, step: Step, record: Record, emit: Emit, __: Control) -> Made:
     from mlxforge.runs.ingest import IngestSettings, ingest
     from mlxforge.runs.opening import resolve_base
 
@@ -88,10 +88,22 @@ def _ingest(road: Road, step: Step, _: Record, emit: Emit, __: Control) -> Made:
     )
     store = _place(road, step, "output")
     store.parent.mkdir(parents=True, exist_ok=True)
+    roots = [Path(expand(spec)).expanduser().resolve().as_posix() for spec in _ingest_reads(road, step)]
+    if store.exists():
+        _leave_out(store, [root for root in record.result.get("roots", []) if root not in roots])
     result = ingest([expand(spec) for spec in _ingest_reads(road, step)], store, settings, emit=emit)
     if not result["total"]["documents"]:
         raise RunFailed("no document could be read", where=road.project.line("ingest.documents", "ingest"))
-    return Made(result, (store,))
+    return Made(result | {"roots": roots}, (store,))
+
+
+def _leave_out(store: Path, roots: Sequence[str]) -> None:
+    """Marks documents removed that lie below what the project named before and names no more; edits stay with them."""
+    from mlxforge.knowledge.store import now, open_store
+
+    with open_store(store) as opened, opened.writing() as connection:
+        for root in roots:
+            connection.execute("UPDATE documents SET removed = ? WHERE root = ? AND removed IS NULL", (now(), root))
 
 
 # synth

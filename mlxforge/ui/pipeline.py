@@ -15,6 +15,7 @@ from rich.text import Text
 from mlxforge.core import events as ev
 from mlxforge.evals.road import Forecast, Gain, Outcome, PlanRow, Summary
 from mlxforge.ui import units
+from mlxforge.ui.report import show_checks
 
 SIGNS = {
     "done": ("✓", "#41c98e"),
@@ -127,7 +128,7 @@ def show_summary(summary: Summary, out: Console) -> None:
     table.add_row("all", units.clock(summary.seconds), units.count(summary.tokens), peak, units.size(summary.disk), cost)
     out.print(table)
     if summary.gate:
-        _show_gate(summary.gate, out)
+        show_checks(summary.gate["requirements"], bool(summary.gate["passed"]), out)
     if summary.report:
         out.print(Text("report ", "bright_black") + Text(summary.report, "bold"), soft_wrap=True)
 
@@ -159,11 +160,3 @@ def _better(gain: Gain) -> str:
     if gain.before is None or gain.after is None or gain.before == gain.after:
         return ""
     return "#41c98e" if (gain.after > gain.before) == (gain.better == "higher") else "yellow"
-
-
-def _show_gate(gate: Mapping[str, Any], out: Console) -> None:
-    for one in gate["requirements"]:
-        sign, style = SIGNS["done" if one["passed"] else "failed"]
-        out.print(Text(f"{sign} ", style) + Text(f"{one['text']}  {one['why']}"), soft_wrap=True)
-    verdict = ("ships: all that is required holds", "bold #41c98e") if gate["passed"] else ("does not ship", "bold red")
-    out.print(Text(*verdict))
