@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from mlxforge.core.blas import load_blas
 from mlxforge.core.errors import ConfigError, MissingExtraError
 from mlxforge.core.files import bytes_hash
 from mlxforge.core.rows import Chat, Messages, Tools
@@ -209,6 +210,7 @@ def open_subject(
         MissingExtraError: a GGUF file without the extra ``gguf``.
         ModelError, LlamaFailed: it cannot be opened.
     """
+    load_blas()  # before anything imports MLX
     if named.file is not None:
         from mlxforge.runs.subject_gguf import GgufSubject
 
@@ -225,6 +227,7 @@ def vocabulary(named: Named) -> dict[str, int]:
     Raises:
         ModelError: no tokenizer.
     """
+    load_blas()
     if named.file is not None:
         from mlxforge.runs.subject_gguf import vocabulary_of
 
