@@ -7,6 +7,7 @@ MODEL   ?=
 DATA    ?=
 VALID   ?=
 RUN     ?=
+PROJECT ?= handbook
 ARGS    ?=
 # The shipped model takes its own preset, another one the defaults. Own data brings its own validation set, or a split.
 CPT_PRESET := $(if $(MODEL),--model "$(MODEL)",-c configs/handbook-cpt.yaml)
@@ -21,7 +22,7 @@ WORKERS = -n auto --maxprocesses 4 --dist loadfile
 
 DPO_PRESET = -c configs/$(if $(DATA),dpo-standard,handbook-dpo).yaml
 
-.PHONY: help cpt sft dpo export data test test-all check format docs clean
+.PHONY: help cpt sft dpo export data pipeline dashboard test test-all check format docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +70,13 @@ export: $(VENV)/.installed ## Hand over the last run: fused, as GGUF (f16 and q4
 
 data: $(VENV)/.installed-knowledge ## Make training data: documents to a knowledge base to rows, a program to its commands
 	@sh scripts/make_data.sh "$(FORGE)" "$(MODEL)" "$(DATA)"
+
+pipeline: $(VENV)/.installed-gguf ## The whole road of the project PROJECT, made if new: documents to verified GGUF, one report
+	@test -f "$(PROJECT)/forge.yaml" || $(FORGE) init "$(PROJECT)" --example handbook
+	@$(FORGE) pipeline "$(PROJECT)" --yes $(ARGS)
+
+dashboard: $(VENV)/.installed ## Watch the pipeline of PROJECT, or the newest run, from another terminal
+	@$(FORGE) runs watch $(if $(RUN),"$(RUN)",$(if $(wildcard $(PROJECT)/forge.yaml),"$(PROJECT)")) $(ARGS)
 
 test: $(VENV)/.installed-dev ## Run the tests (a few minutes)
 	@$(PYTHON) -m pytest $(WORKERS) $(ARGS)

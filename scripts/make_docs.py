@@ -26,11 +26,17 @@ from mlxforge.data.speakers import SpeakerSettings
 from mlxforge.knowledge.commands.from_click import from_click, merged
 from mlxforge.knowledge.commands.reader import read_schema, to_yaml
 from mlxforge.knowledge.commands.schema import Argument
+from mlxforge.runs.project import STAGE_SETTINGS, GateSettings, ProjectSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 SCHEMA = ROOT / "data" / "commands" / "mlxforge.yaml"
 FILES = {
+    "A project, `forge.yaml`": ProjectSettings,
+    **{
+        f"Its stage `{name}`": STAGE_SETTINGS[name] for name in ("ingest", "synth", "pairs", "eval", "fuse", "export", "verify")
+    },
+    "Its section `gate`": GateSettings,
     "A mix (`mlxforge data mix`)": MixSettings,
     "One of its `sources`": MixSource,
     "Speakers (`mlxforge data extract`)": SpeakerSettings,

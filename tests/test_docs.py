@@ -82,7 +82,8 @@ def test_generated_pages_are_fresh():
 
 
 @pytest.mark.parametrize(
-    "target", ["data", "cpt", "sft", "dpo", "export", "test", "test-all", "check", "format", "docs", "clean"]
+    "target",
+    ["pipeline", "dashboard", "data", "cpt", "sft", "dpo", "export", "test", "test-all", "check", "format", "docs", "clean"],
 )
 def test_make_help_lists_the_targets(target):
     assert f"make {target} " in call(["make", "help"], ROOT).stdout

@@ -157,7 +157,8 @@ def run(pipeline: Pipeline, shown: Shown) -> list[Record]:
     states = {one.step.label: "waits" if one.works else "skipped" for one in pipeline.planned}
     with road.ledger.held():
         log_file = road.project.root / FOLDER / EVENTS
-        log_file.unlink(missing_ok=True)
+        if pipeline.work:
+            log_file.unlink(missing_ok=True)
         with EventLog(log_file) as log:
             try:
                 for one in pipeline.work:

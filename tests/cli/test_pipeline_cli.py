@@ -1,0 +1,96 @@
+"""``mlxforge pipeline`` as a user calls it: never started by accident, its result for people and for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlxforge.cli.main import run
+
+FORGE = """
+name: p
+ingest:
+cpt: {max_length: 64, batch_tokens: 256, sample_tokens: 0, steps: 2, lora: {rank: 2, alpha: 4}}
+"""
+
+
+@pytest.fixture
+def project(documents, tmp_path, monkeypatch):
+    (tmp_path / "documents").symlink_to(documents)
+    (tmp_path / "forge.yaml").write_text(FORGE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(capsys, *words):
+    code = run(list(words), debug=False)
+    found = capsys.readouterr()
+    return code, found.out, found.err
+
+
+def test_without_a_terminal_it_goes_on_only_with_yes(project, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["mlxforge", "pipeline"])
+    code, out, error = call(capsys, "pipeline")
+    assert code == 2
+    assert "not done yet" in out
+    assert error == "error: 2 stages are to be done, and nobody is there to ask (to do them: mlxforge pipeline --yes)\n"
+    assert not (project / ".forge").exists()
+
+
+def test_the_plan_as_json_has_forecasts_and_writes_nothing(project, capsys):
+    code, out, _ = call(capsys, "pipeline", "--dry-run", "--json")
+    ingest, cpt = json.loads(out)["stages"]
+    assert (code, ingest["stage"], ingest["action"], ingest["why"]) == (0, "ingest", "run", "not done yet")
+    assert cpt["forecast"]["why"] == "known after ingest"
+    assert sorted(path.name for path in project.iterdir()) == ["documents", "forge.yaml"]
+
+
+def test_a_pipeline_from_its_plan_to_its_end(project, capsys):
+    code, out, error = call(capsys, "pipeline", "--yes", "--json")
+    found = json.loads(out)
+    assert (code, [one["stage"] for one in found["stages"]], found["ships"]) == (0, ["ingest", "cpt"], None)
+    assert "✓ ingest  ▸ cpt" in error
+    code, out, _ = call(capsys, "pipeline", "--only", "cpt", "--dry-run", "--json")
+    forecast = json.loads(out)["stages"][1]["forecast"]
+    assert code == 0
+    assert forecast["steps"] == 2
+    assert min(forecast["tokens"], forecast["memory"], forecast["seconds"], forecast["disk"]) > 0
+    code, out, _ = call(capsys, "pipeline")  # nothing to be done: no question, no --yes
+    assert code == 0
+    assert "✓ cpt" in out
+    code, out, _ = call(capsys, "runs", "watch", str(project), "--plain")
+    assert code == 0
+    assert "p-cpt finished" in out
+
+
+def test_both_from_and_only_are_refused(project, capsys):
+    assert call(capsys, "pipeline", "--from", "cpt", "--only", "cpt")[0] == 2
+
+
+@pytest.mark.slow
+def test_the_whole_road_on_the_shipped_handbook(tmp_path):
+    """What ``make pipeline`` does: each stage gains what it is for, and the result ships."""
+    forge = [str(Path(sys.executable).parent / "mlxforge")]
+    environment = os.environ | {"MLXFORGE_CACHE": str(tmp_path / "cache")}
+    subprocess.run([*forge, "init", "hb", "--example", "handbook"], cwd=tmp_path, check=True)
+    command = [*forge, "pipeline", "hb", "--yes", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    gains = {one["stage"]: {gain["name"]: gain for gain in one["gains"]} for one in found["stages"]}
+    assert gains["cpt"]["valid bpb"]["after"] < 0.8 * gains["cpt"]["valid bpb"]["before"]
+    assert gains["sft"]["exact_match"]["after"] > 0.6 > 0.1 > gains["sft"]["exact_match"]["before"]
+    assert gains["dpo"]["preference_accuracy"]["after"] > 0.8
+    assert all(gains[stage]["retention bpb"]["after"] < 0.6 for stage in ("cpt", "sft", "dpo"))
+    report = json.loads((tmp_path / "hb" / "exports" / "report" / "report.json").read_text())
+    raw = {label: report["results"][label]["pairs"]["preference_accuracy"]["value"] for label in ("sft", "dpo")}
+    assert raw["dpo"] > raw["sft"]
+    assert found["ships"] is True
+    assert (tmp_path / found["report"]).stat().st_size > 10_000
+    verified = json.loads((tmp_path / "hb" / "exports" / "hb.q8_0.report.json").read_text())
+    assert verified["passed"] is True
