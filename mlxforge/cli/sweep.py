@@ -25,9 +25,12 @@ SET = click.option(
 def settings_of(objective: str | None, file: Path | None, assignments: tuple[str, ...], **named: Any) -> tuple[str, Any]:
     """The objective, and its settings by file and ``--set``; ``named`` ones count where they are not None."""
     from mlxforge.cli.options import config_from
+    from mlxforge.core.config import yaml_layer
     from mlxforge.runs.record import SETTINGS
     from mlxforge.runs.sweep import objective_for
 
+    if file is not None:
+        yaml_layer(file)  # a file that is not there is told before its name is read
     found = objective_for(objective, file)
     flags = {f"setting__{key}": value for key, value in named.items() if value is not None}
     return found, config_from(SETTINGS[found], file, assignments, flags)

@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import shlex
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from typing import Any
 import msgspec
 
 from mlxforge.core.config import from_dict, to_dict
-from mlxforge.core.errors import ConfigError, Interrupted, RunError, RunFailed, did_you_mean
+from mlxforge.core.errors import ConfigError, Interrupted, MlxforgeError, RunError, RunFailed, did_you_mean
 from mlxforge.core.eventlog import replay
 from mlxforge.core.events import Control, Emit, Evaluated, Event, Noted, Progress, RunStarted, StepDone, Warned, ignore
 from mlxforge.core.files import disk_errors, locked, write_atomic
@@ -227,7 +228,7 @@ def sweep(search: Sweep, emit: Emit = ignore) -> SweepResult:
         Interrupted: by the user; ``--resume`` goes on.
         RunFailed: a trial could not go on for another reason than its settings.
     """
-    asked = search.asked
+    asked, made = search.asked, not search.runs_dir.exists()
     with disk_errors(search.path):
         search.path.mkdir(parents=True, exist_ok=True)
     with locked(search.path):
@@ -242,7 +243,17 @@ def sweep(search: Sweep, emit: Emit = ignore) -> SweepResult:
                 _keep_best(search, past)
         except (KeyboardInterrupt, Interrupted) as stop:
             raise _interrupted(search) from stop
+        except MlxforgeError:
+            if not search.tried():  # wrong data or settings: nothing was begun
+                shutil.rmtree(search.path)
+                _remove_empty(search.runs_dir, made)
+            raise
     return result_of(search)
+
+
+def _remove_empty(folder: Path, made: bool) -> None:
+    if made and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def once(emit: Emit) -> Emit:
@@ -390,22 +401,22 @@ def objective_for(named: str | None, file: Path | None) -> str:
         if found in SETTINGS:
             return found
     words = file.stem.replace("_", "-").replace(".", "-").split("-") if file else []
-    found_words = [word for word in words if word in SETTINGS]
-    # sft-after-cpt is a config of sft.
-    if words and words[0] in SETTINGS:
-        return words[0]
-    if len(found_words) == 1:
-        return found_words[0]
-    where = str(file) if file else "OBJECTIVE"
-    raise ConfigError("the file does not say its objective", where=where, fix=f"name it: one of {', '.join(SETTINGS)}")
+    known = [word for word in words if word in SETTINGS]
+    # sft-after-cpt is a config of sft; of my-sft-cpt nobody knows.
+    if known and (len(set(known)) == 1 or words[0] == known[0]):
+        return known[0]
+    fix = f"name it: one of {', '.join(SETTINGS)}"
+    if file is None:
+        raise ConfigError("no objective", where="OBJECTIVE", fix=fix)
+    raise ConfigError("the file's name does not say its objective", where=str(file), fix=fix)
 
 
 def forecast(search: Sweep, emit: Emit = ignore) -> dict[str, Any]:
     """What a sweep will run, with the seconds of one trial by a probe; the tokens that it reads are kept for the trials."""
-    from mlxforge.training.probe import probe
-
     config = runs.settled(search.config_of(1, search.settings(1, [])))
     prepared = runs.prepare(config, emit)
+    from mlxforge.training.probe import probe  # after it: OpenBLAS has to be loaded before MLX
+
     found = probe(prepared.job(None, lambda: 0), prepared.evaluation_slots)
     plain = result_of(search).result
     kept = {key: plain[key] for key in ("sweep", "objective", "metric", "better", "over", "seed")}

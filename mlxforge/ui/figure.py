@@ -21,7 +21,7 @@ def draw_curves(log: Path, out: Path) -> None:
     Raises:
         MissingExtraError: matplotlib is not installed.
         RunError: the log has no step yet.
-        MlxforgeError: an unknown suffix, or ``out`` cannot be written.
+        MlxforgeError: an unknown suffix, no such folder, or ``out`` cannot be written.
     """
     Figure = check_picture(out)
     state = State()
@@ -52,6 +52,8 @@ def check_picture(out: Path) -> Any:
         raise MlxforgeError(
             f"cannot draw '{out.suffix or out.name}'", where=str(out), fix=f"end the name in {', '.join(FORMATS)}"
         )
+    if not out.parent.is_dir():
+        raise MlxforgeError("no such folder", where=str(out.parent), fix="make it, or choose another")
     try:
         from matplotlib.figure import Figure
     except ImportError:

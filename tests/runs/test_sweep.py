@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -122,7 +124,7 @@ def test_the_objective_is_told_by_name_file_or_run(tmp_path):
         "dpo",
         "sft",
     ]
-    with pytest.raises(ConfigError, match="does not say its objective"):
+    with pytest.raises(ConfigError, match="name does not say its objective"):
         objective_for(None, tmp_path / ".." / "mine.yaml")
 
 
@@ -271,6 +273,15 @@ def test_a_hopeless_trial_is_stopped_with_the_reason_and_a_diverged_one_does_not
     assert free.trials[0].status == "finished"
 
 
+@pytest.mark.slow
+def test_a_fast_blas_is_loaded_before_a_forecast_imports_mlx(documents, tmp_path):
+    words = ["sweep", "cpt", "--set", f"data=[{documents}]", "--set", "steps=2", "--set", "max_length=32", "--over", RATE]
+    code = f"from mlxforge.cli.main import run; run({[*words, '--dry-run']!r}, debug=False)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "judged by" in done.stdout
+    assert "mlx was imported before" not in done.stderr
+
+
 def test_names_that_are_taken_are_refused(done, documents):
     runs, _, _ = done
     with pytest.raises(RunError, match="exists"):
@@ -290,6 +301,8 @@ def test_names_that_are_taken_are_refused(done, documents):
         (["sweep", "sft", "--over", RATE, "--set", "epoch=1"], "did you mean 'epochs'"),
         (["sweep", "ftt", "--over", RATE], "unknown objective 'ftt'"),
         (["sweep", "sft"], "nothing to search over"),
+        (["sweep"], "no objective"),
+        (["sweep", "sft", "--over", RATE, "--yes"], "no data"),
         (["sweep", "--resume", "x", "--over", RATE], "keeps its settings"),
         (["sweep", "--resume"], "no sweep here"),
     ],
