@@ -42,7 +42,7 @@ NAMED = (
         multiple=True,
         type=click.Path(path_type=Path),
         metavar="DIR",
-        help="Folder of an adapter, over --model or the base it names; several are merged in order.",
+        help="Folder of an adapter, or run:NAME, over --model or the base it names; several are merged in order.",
     ),
     PREFER,
     click.option(

@@ -14,7 +14,7 @@ from mlxforge.models.adapters import ADAPTER_WEIGHTS, adapter_file
 from mlxforge.models.check import model_hash
 from mlxforge.runs.checkpoints import FOLDER, step_of
 from mlxforge.runs.inventory import Model, find_models
-from mlxforge.runs.record import RECORD, beside, find_checkpoint, list_runs, moment, read_config, read_record
+from mlxforge.runs.record import LAST, RECORD, beside, find_checkpoint, list_runs, moment, read_config, read_record
 
 LARGE = 256 << 20  # bytes
 MODELS = ("fused", "mlx", "folder")  # kinds of results that others can be made of
@@ -61,13 +61,10 @@ def parent_of(run: Path) -> tuple[Path | None, int | None, str]:
     A parent that cannot be found is told by its last known place.
     """
     kept, record = read_config(run), _record(run)
-    source = str(kept.get("adapter") or kept.get("model") or "")
     recorded = (record.get("lineage") or {}).get("parent") or {}
     if not recorded.get("path"):
         return None, None, ""
-    found, at = _place(beside(source, run), run.parent)
-    if found is None and kept.get("from_run"):
-        found, at = _place(str(kept["from_run"]), run.parent)
+    found, at = next(_places(kept, run), (None, None))
     if found is None:
         return Path(recorded["path"]), None, ""
     changed = (
@@ -78,9 +75,7 @@ def parent_of(run: Path) -> tuple[Path | None, int | None, str]:
 
 def parents_of(run: Path) -> list[Path]:
     """All runs that a run needs to be gone on with: the one that it began from, and the one below it."""
-    kept = read_config(run)
-    places = [_place(beside(str(kept[key]), run), run.parent)[0] for key in ("adapter", "model") if kept.get(key)]
-    return [place for place in places if place is not None]
+    return [place for place, _ in _places(read_config(run), run)]
 
 
 def descendants(run: Path, runs_dir: Path) -> list[Path]:
@@ -91,14 +86,8 @@ def descendants(run: Path, runs_dir: Path) -> list[Path]:
 
 def checkpoints_in_use(run: Path, runs_dir: Path) -> set[int]:
     """The steps of a run that other runs lie over or began from."""
-    steps = set()
-    for other in (Path(other.path) for other in list_runs(runs_dir)):
-        kept = read_config(other)
-        for key in ("adapter", "model", "from_run"):
-            place, at = _place(beside(str(kept[key]), other), runs_dir) if kept.get(key) else (None, None)
-            if at is not None and place is not None and place.resolve() == run.resolve():
-                steps.add(at)
-    return steps
+    places = [place for other in list_runs(runs_dir) for place in _places(read_config(Path(other.path)), Path(other.path))]
+    return {at for place, at in places if at is not None and place.resolve() == run.resolve()}
 
 
 def content_hash(file: Path) -> str:
@@ -123,17 +112,30 @@ def branch(tree: Sequence[Node], path: Path) -> Node | None:
     return None
 
 
-def _place(source: str, runs_dir: Path) -> tuple[Path | None, int | None]:
-    """The run, and the step, that a setting names: ``run:NAME``, a path, or the folder of a checkpoint; else None."""
+def _places(kept: dict[str, Any], run: Path) -> Iterator[tuple[Path, int | None]]:
+    """The runs that the settings of a run name, and at which step: what it began from first, then what lies below it."""
+    adapter, began, model = (str(kept.get(key) or "") for key in ("adapter", "from_run", "model"))
+    found = _place(beside(adapter, run), run.parent) if adapter else None
+    if found is None and began.removeprefix("run:") not in ("", LAST):  # a step of a run over another lies in the cache
+        found = _place(f"run:{began.removeprefix('run:')}", run.parent)
+    # A plain name is a model's here, whatever runs are called.
+    below = _place(beside(model, run), run.parent) if model.startswith("run:") or Path(model).is_absolute() else None
+    yield from (place for place in (found, below) if place is not None)
+
+
+def _place(source: str, runs_dir: Path) -> tuple[Path, int | None] | None:
+    """The run, and the step, that a setting names: ``run:NAME``, a name, a path, or the folder of a checkpoint; else None."""
     path = Path(source.removeprefix("run:"))
     if path.parent.name == FOLDER and (path.parent.parent / RECORD).is_file():
         return path.parent.parent, step_of(path)
-    if not source.startswith("run:") and not (path / RECORD).is_file() and not (runs_dir / path / RECORD).is_file():
-        return None, None
+    names = [name for name in (source, source.rpartition("@")[0]) if name]
+    known = any((home / name / RECORD).is_file() for name in names for home in (Path(), runs_dir))
+    if not source.startswith("run:") and not known:
+        return None
     try:
         run, at = find_checkpoint(source, runs_dir)
     except MlxforgeError:
-        return None, None
+        return None
     return run, int(at) if at.isdecimal() else None
 
 

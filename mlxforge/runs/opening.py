@@ -180,7 +180,9 @@ def _named(name: str, runs_dir: Path) -> Base:
 
 
 def _named_adapter(folder: Path, runs_dir: Path, model: str | None) -> Base:
-    """An adapter given by its folder, or a run's; what it is over matters only where no base is given."""
+    """An adapter by its folder, or a run's by folder or ``run:NAME``; what it is over matters only where no base is given."""
+    if str(folder).startswith(RUN):
+        return resolve_base(str(folder), runs_dir)
     place = local(str(folder))
     if (place / RECORD).is_file():
         return _of_run(place)

@@ -24,7 +24,7 @@ from mlxforge.runs.execution import RunResult, execute, free_path, lineage_of, r
 from mlxforge.runs.material import Base, Material, Reader
 from mlxforge.runs.opening import Base as Opening
 from mlxforge.runs.opening import resolve_base
-from mlxforge.runs.record import LAST, beside, find_run, list_runs, objective_of, read_config, read_record
+from mlxforge.runs.record import LAST, beside, list_runs, objective_of, read_config, read_record
 from mlxforge.runs.text import RUN, anchored
 
 # When an answer is right, by the setting of that name.
@@ -124,7 +124,9 @@ def start_adapter(config: TrainSettings) -> Path | None:
     if config.adapter is None:
         return None
     folder = Path(config.adapter).expanduser()
-    return folder if folder.is_dir() else find_run(config.adapter, Path(config.runs_dir))
+    return (
+        folder if folder.is_dir() else resolve_base(f"{RUN}{config.adapter.removeprefix(RUN)}", Path(config.runs_dir)).adapter
+    )
 
 
 @dataclass

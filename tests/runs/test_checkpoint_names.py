@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -13,10 +14,10 @@ from mlxforge import Control, CptConfig, SftConfig, resume, train
 from mlxforge.core.config import from_dict
 from mlxforge.core.errors import RunError
 from mlxforge.runs.checkpoints import kept_steps, linked_step
-from mlxforge.runs.lineage import content_hash
+from mlxforge.runs.lineage import content_hash, parent_of, parents_of
 from mlxforge.runs.models import detect_model
 from mlxforge.runs.opening import open_model, resolve_base, subject
-from mlxforge.runs.record import beside, find_checkpoint, read_config
+from mlxforge.runs.record import beside, find_checkpoint, read_config, read_record
 
 SMALL = {"max_length": 64, "batch_tokens": 256, "learning_rate": 3e-3, "sample_tokens": 0, "warmup": 0, "valid_split": 0,
          "lora": {"rank": 4, "alpha": 8.0}, "keep": 3, "save_every": 1, "schedule": "constant"}  # fmt: skip
@@ -88,7 +89,16 @@ def test_a_checkpoint_is_what_another_run_starts_from(data, runs, tmp_path):
     for step, name in ((2, "from-step"), (3, "from-last")):
         ended = train(sft(data, runs, name=name, model=f"run:below@{'last' if step == 3 else step}", steps=1))
         assert read_config(ended.path)["model"] == f"run:{(runs / 'below').resolve()}" + ("@2" if step == 2 else "")
+    begun = train(sft(data, runs, name="begun", adapter="run:below@2", steps=1)).path
+    assert read_record(begun)["lineage"]["parent"]["path"] == str(runs / "below/checkpoints/step-000002")
+    assert parent_of(begun)[:2] == (runs / "below", 2)
+    assert subject(None, "tiny", Path("run:below@2"), runs).adapter == runs / "below/checkpoints/step-000002"
     on = train(sft(data, runs, name="on", from_run="over@1", steps=1))
+    assert parent_of(on.path)[0] == runs / "over"
+    named = train(sft(data, runs, name="tiny", steps=1)).path
+    again = train(sft(data, runs, name="again", from_run="last", steps=1)).path
+    assert parents_of(named) == []
+    assert parents_of(again) == [named]
     assert resolve_base(read_config(on.path)["adapter"], runs).adapter == resolve_base("run:over@1", runs).adapter
 
 
