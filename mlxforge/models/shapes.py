@@ -17,6 +17,7 @@ FLOAT = 4  # bytes of a float32, which adapters are
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 OWN_TYPE = ("torch_dtype", "dtype")  # keys of config.json
 GELU = ("gemma", "starcoder2")  # model types with a GELU
+FUSED = "gate_up_proj"
 ATTENTION = ("self_attn", "attention", "attn")
 
 
@@ -140,9 +141,8 @@ def shapes_of(
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
-    from mlxforge.models.lora import trainable
-
     from mlxforge.models.load import on_gpu
+    from mlxforge.models.lora import trainable
 
     gpu = on_gpu() if gpu is None else gpu
     item = SIZES[number_type(config, dtype, gpu)]
@@ -253,6 +253,8 @@ def _block(layer: Any, text: Mapping[str, Any], heads: int, keys: int, experts: 
     kept += sum(outputs * times for path, _, outputs, times in inside if (path, _, outputs, times) not in back)
     inner = sum(inputs * times for _, inputs, _, times in back)
     kept += inner
+    # The halves of one matrix are taken apart, which copies them.
+    kept += sum(outputs * times for path, _, outputs, times in inside if path.endswith(FUSED))
     modules = dict(layer.named_modules())
     rank = sum(
         min(modules[path].lora_a.shape[-2:]) * times for path, _, _, times in found if hasattr(modules.get(path), "lora_a")

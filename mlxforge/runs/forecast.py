@@ -176,7 +176,14 @@ def _stages(settings: TrainSettings, model: Shapes, batch: Batch, head: float) -
     if not settings.grad_checkpoint:
         return [(sum(layers) + flight + states, head)]
     inputs = model.item * model.width * batch.slots * len(layers)
-    return [(inputs + flight + states, head), (inputs + RECOMPUTED * max(layers), 0.0)]
+    return [(inputs + flight + states, head), (inputs + max(_anew(model, block, batch) for block in model.blocks), 0.0)]
+
+
+def _anew(model: Shapes, block: Block, batch: Batch) -> float:
+    """What recomputing a layer takes. The CPU's causal scores come and go by blocks, so that one layer's are alive."""
+    scores = model.item * block.heads * seen(model, batch)
+    once = scores if stands_in(model) and not batch.dense else 0.0
+    return once + RECOMPUTED * (layer_bytes(model, block, batch) - once)
 
 
 def scoring(model: Shapes, batch: Batch) -> float:
