@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,4 +83,5 @@ def show(result: Mapping[str, Any], as_json: bool) -> None:
     if result["unverified"]:
         click.echo(result["unverified"])
     if result["passed"] is not False:
-        show_next([f"llama-cli -m {result['files'][-1]['file']}"])
+        file = shlex.quote(result["files"][-1]["file"])
+        show_next([f"llama-cli -m {file}", f"mlxforge eval {file} --data TEST.jsonl"])

@@ -87,6 +87,7 @@ def sweep(
     """
     from mlxforge.runs import sweep as sweeps
     from mlxforge.ui.bars import bars
+    from mlxforge.ui.trackers import Trackers
 
     if resume is not None:
         _only_resume(file, assignments, over, objective, options)
@@ -99,7 +100,11 @@ def sweep(
 
     try:
         with bars() as emit:
-            ended = sweeps.sweep(search, emit)
+            following = Trackers(emit)
+            try:
+                ended = sweeps.sweep(search, emit, [following])
+            finally:
+                following.close("interrupted")
     except Interrupted as stop:
         if as_json and stop.result is not None:
             show_json(stop.result)

@@ -326,7 +326,7 @@ def place(name: str, path: Path, *, room: bool) -> Check:
     if not writable:
         return Check("disk", name, f"{shown}, cannot be written", "problem", f"chmod u+wx {home}", facts)
     if free < TIGHT:
-        return Check("disk", name, shown, "problem", "free space: mlxforge runs list shows runs, hf cache ls models", facts)
+        return Check("disk", name, shown, "problem", "free space: mlxforge runs clean shows what runs can do without", facts)
     low = room and free < ROOM
     fix = "free some: a model of 4 billion weights takes 8 GB" if low else ""
     return Check("disk", name, shown, "warning" if low else "good", fix, facts)

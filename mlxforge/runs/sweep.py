@@ -221,8 +221,10 @@ def old_sweep(name: str, runs_dir: str) -> Sweep:
     return Sweep(msgspec.structs.replace(asked, name=file.parent.name))
 
 
-def sweep(search: Sweep, emit: Emit = ignore) -> SweepResult:
+def sweep(search: Sweep, emit: Emit = ignore, listeners: Sequence[Emit] = ()) -> SweepResult:
     """Runs the trials that are still to run. Blocks until all are done; Ctrl-C ends after the step at hand.
+
+    ``emit`` hears the progress of the whole, a note a trial and each warning once; ``listeners`` every event of every run.
 
     Raises:
         Interrupted: by the user; ``--resume`` goes on.
@@ -239,7 +241,7 @@ def sweep(search: Sweep, emit: Emit = ignore) -> SweepResult:
         try:
             for number in range(len(past) + (not open_trial), search.trials + 1):
                 before = past[: number - 1]
-                past = [*before, _run(search, number, before, emit, resume=open_trial and number == len(past))]
+                past = [*before, _run(search, number, before, emit, listeners, open_trial and number == len(past))]
                 _keep_best(search, past)
         except (KeyboardInterrupt, Interrupted) as stop:
             raise _interrupted(search) from stop
@@ -269,7 +271,7 @@ def once(emit: Emit) -> Emit:
     return pass_on
 
 
-def _run(search: Sweep, number: int, past: list[Tried], emit: Emit, resume: bool) -> Tried:
+def _run(search: Sweep, number: int, past: list[Tried], emit: Emit, listeners: Sequence[Emit], resume: bool) -> Tried:
     path, trials = search.runs_dir / search.run_of(number), [_trial(one) for one in past]
     curve, control = Curve(search.metric), Control()
     if resume:
@@ -291,9 +293,9 @@ def _run(search: Sweep, number: int, past: list[Tried], emit: Emit, resume: bool
 
     try:
         if resume:
-            runs.resume(path.name, str(search.runs_dir), [hear], control, search.asked.objective)
+            runs.resume(path.name, str(search.runs_dir), [hear, *listeners], control, search.asked.objective)
         else:
-            runs.train(search.config_of(number, values), [hear], control)
+            runs.train(search.config_of(number, values), [hear, *listeners], control)
     except RunFailed:
         if not search.read(path).diverged:
             raise
@@ -301,7 +303,8 @@ def _run(search: Sweep, number: int, past: list[Tried], emit: Emit, resume: bool
     tried = search.read(path)
     if tried.status == "finished" and tried.value is None:
         raise RunFailed(f"no {search.metric.name} in its result", where=str(path), fix="choose another --metric")
-    tell(number)
+    if tried.status != "finished":
+        tell(number)
     emit(Noted(message=f"{path.name}  {shown(values)}  {outcome(search.metric, tried)}"))
     return tried
 

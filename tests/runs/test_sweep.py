@@ -13,7 +13,7 @@ import pytest
 from mlxforge.cli.main import run as command
 from mlxforge.core.config import to_dict
 from mlxforge.core.errors import ConfigError, Interrupted, RunError
-from mlxforge.core.events import Evaluated, Noted, Progress, RunStarted
+from mlxforge.core.events import Evaluated, Noted, Progress, RunEnded, RunStarted
 from mlxforge.core.settings import CptConfig, DpoConfig, LoraSettings, SftConfig
 from mlxforge.runs.record import read_config, read_record
 from mlxforge.runs.space import Metric, dimensions, metric, points
@@ -209,8 +209,10 @@ def asked(documents, runs, **more):
 @pytest.fixture(scope="module")
 def done(documents, tmp_path_factory):
     runs = tmp_path_factory.mktemp("swept")
-    events = []
-    return runs, sweep(new_sweep(asked(documents, runs)), events.append), events
+    events, heard = [], []
+    ended = sweep(new_sweep(asked(documents, runs)), events.append, [heard.append])
+    assert [event.run for event in heard if isinstance(event, RunEnded)] == [one.run for one in ended.trials]
+    return runs, ended, events
 
 
 def test_trials_are_runs_and_the_best_is_written(done):
