@@ -54,6 +54,8 @@ def anchored(settings: S) -> S:
         changes["model"] = str(Path(settings.model).expanduser().resolve())
     elif settings.model.startswith(RUN):
         changes["model"] = _pinned(settings.model, Path(settings.runs_dir))
+    if settings.adapter and not Path(settings.adapter).expanduser().exists():
+        changes["adapter"] = _pinned(settings.adapter, Path(settings.runs_dir))
     return msgspec.structs.replace(settings, **changes)
 
 

@@ -124,9 +124,9 @@ def start_adapter(config: TrainSettings) -> Path | None:
     if config.adapter is None:
         return None
     folder = Path(config.adapter).expanduser()
-    return (
-        folder if folder.is_dir() else resolve_base(f"{RUN}{config.adapter.removeprefix(RUN)}", Path(config.runs_dir)).adapter
-    )
+    if folder.is_dir():
+        return folder
+    return resolve_base(f"{RUN}{config.adapter.removeprefix(RUN)}", Path(config.runs_dir)).adapter
 
 
 @dataclass

@@ -92,6 +92,7 @@ def test_a_checkpoint_is_what_another_run_starts_from(data, runs, tmp_path):
     begun = train(sft(data, runs, name="begun", adapter="run:below@2", steps=1)).path
     assert read_record(begun)["lineage"]["parent"]["path"] == str(runs / "below/checkpoints/step-000002")
     assert parent_of(begun)[:2] == (runs / "below", 2)
+    assert read_config(begun)["adapter"] == f"run:{(runs / 'below').resolve()}@2"
     assert subject(None, "tiny", Path("run:below@2"), runs).adapter == runs / "below/checkpoints/step-000002"
     on = train(sft(data, runs, name="on", from_run="over@1", steps=1))
     assert parent_of(on.path)[0] == runs / "over"
