@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,21 +105,34 @@ def _run(found: Pipeline, mode: Any, out: Any) -> Summary:
     from mlxforge.core.events import Control
     from mlxforge.runs.pipeline import run
     from mlxforge.runs.pipeline_report import summarise
-    from mlxforge.runs.project import TRAINING
-    from mlxforge.ui.bars import bars
-    from mlxforge.ui.listen import listeners
-    from mlxforge.ui.pipeline import status_line
 
     @contextmanager
     def shown(step: Step, states: dict[str, str]) -> Iterator[tuple[Emit, Control]]:
-        out.print(status_line(states), soft_wrap=True)
         control = Control()
-        with listeners(mode, control) if step.stage in TRAINING or mode != "auto" else bars() as emit:
+        with _screen(step.stage, states, control, mode, out) as emit:
             yield emit, control
 
     if found.work:
         run(found, shown)
     return summarise(found)
+
+
+@contextmanager
+def _screen(
+    stage: str, states: Mapping[str, str], control: Control, mode: Any, out: Any, *, watching: bool = False
+) -> Iterator[Emit]:
+    """What shows a stage: the dashboard of training with the line of all stages above, else that line and bars or lines."""
+    from mlxforge.runs.project import TRAINING
+    from mlxforge.ui.bars import bars
+    from mlxforge.ui.listen import can_draw, listeners
+    from mlxforge.ui.panels import stages
+
+    trains = stage in TRAINING
+    control.stages = states
+    if not (trains and mode == "auto" and can_draw(sys.stdout)):
+        out.print(stages(states), soft_wrap=True)
+    with listeners(mode, control, watching=watching) if trains or mode != "auto" else bars() as emit:
+        yield emit
 
 
 def _tell(found: Pipeline, summary: Summary, as_json: bool, out: Any) -> int:
@@ -173,19 +186,15 @@ def watch_pipeline(project: Path, mode: Any) -> bool:
     from mlxforge.core.eventlog import NAME, replay
     from mlxforge.core.events import Control
     from mlxforge.runs.pipeline_state import Ledger
-    from mlxforge.runs.project import TRAINING
-    from mlxforge.ui.bars import bars
-    from mlxforge.ui.listen import listeners
     from mlxforge.ui.pipeline import console, watch
 
-    ledger, control = Ledger(project), Control()
+    ledger, control, out = Ledger(project), Control(), console()
     if not ledger.live:
         return False
 
-    def open_stage(label: str) -> Any:
-        trains = label.partition(":")[0] in TRAINING
-        return listeners(mode or "auto", control, watching=True) if trains or mode else bars()
+    def open_stage(label: str, states: Mapping[str, str]) -> Any:
+        return _screen(label.partition(":")[0], states, control, mode or "auto", out, watching=True)
 
     alive = lambda: ledger.live and not control.finish  # noqa: E731
-    watch(replay(ledger.folder / NAME, follow=True, alive=alive, ends=None), open_stage, console())
+    watch(replay(ledger.folder / NAME, follow=True, alive=alive, ends=None), open_stage, out)
     return True

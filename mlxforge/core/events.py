@@ -6,7 +6,7 @@ The loop and every long job call ``emit(event)``; dashboards, plain lines and ev
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Union
 
 import msgspec
@@ -166,11 +166,13 @@ class Control:
 
     ``save`` and ``evaluate`` are wishes, reset once met; ``finish`` ends the run cleanly after this step
     (state saved, run resumable); ``interrupted`` tells that a signal asked for it, ``reason`` why it was stopped otherwise.
-    ``cleanups`` give the terminal back where the process must stop at once.
+    ``cleanups`` give the terminal back where the process must stop at once. ``stages`` are those of the pipeline that the run
+    is one of, as in StageStarted.
     """
 
     def __init__(self) -> None:
         self.cleanups: list[Callable[[], None]] = []
+        self.stages: Mapping[str, str] = {}
         self.save = False
         self.evaluate = False
         self.finish = False

@@ -80,6 +80,7 @@ class Dashboard:
         self.state = State()
         self.keys = Keys(keyboard if keyboard is not None else sys.stdin)
         self.frame = Frame(self.state)
+        self.frame.above = panels.stages(self.control.stages) if self.control.stages else None
         self.watching = watching
         self._offered: Sequence[tuple[str, str]] = WATCH_KEYS if watching else KEYS
         self._queue: deque[ev.Event] = deque()

@@ -23,9 +23,13 @@ class Frame:
     def __init__(self, state: State, keys: Sequence[tuple[str, str]] = (), height: int | None = None) -> None:
         self.state, self.keys, self.height = state, keys, height
         self.message = ""
+        self.above: Text | None = None  # a line of what the run is a part of
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width, height = options.max_width, self.height or options.height or console.height
+        if self.above is not None and height >= 12:
+            yield panels.fit(self.above, width)
+            height -= 1
         if width >= 76 and height >= 20:
             yield from console.render(self._panels(width, height), options.update(width=width, height=height))
         else:

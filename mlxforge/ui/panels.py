@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 from rich.cells import cell_len
@@ -22,6 +22,23 @@ LABEL, VALUE = 11, 9
 # Metrics of an objective that come before all others.
 LEADING = ("accuracy", "margin")
 SHORT = {"reward_chosen": "reward +", "reward_rejected": "reward −", "logp_chosen": "log p +", "logp_rejected": "log p −"}
+
+
+# Of a pipeline's stages.
+SIGNS = {
+    "done": ("✓", "#41c98e"),
+    "skipped": ("✓", "bright_black"),
+    "runs": ("▸", "bold #4aa8ff"),
+    "waits": ("·", "bright_black"),
+    "interrupted": ("■", "bold yellow"),
+    "failed": ("✗", "bold red"),
+}
+
+
+def stages(states: Mapping[str, str]) -> Text:
+    """All stages of a pipeline in a line: ``✓ ingest  ✓ cpt  ▸ sft  · dpo``."""
+    signs = {label: SIGNS.get(state, SIGNS["waits"]) for label, state in states.items()}
+    return Text("  ").join(Text(f"{sign} {label}", style) for label, (sign, style) in signs.items())
 
 
 def look(state: State, name: str) -> tuple[str, str]:

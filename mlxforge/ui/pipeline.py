@@ -15,18 +15,14 @@ from rich.text import Text
 from mlxforge.core import events as ev
 from mlxforge.evals.road import Forecast, Gain, Outcome, PlanRow, Summary
 from mlxforge.ui import units
+from mlxforge.ui.panels import SIGNS
 from mlxforge.ui.report import show_checks
 
-SIGNS = {
-    "done": ("✓", "#41c98e"),
-    "skipped": ("✓", "bright_black"),
-    "runs": ("▸", "bold #4aa8ff"),
-    "waits": ("·", "bright_black"),
-    "interrupted": ("■", "bold yellow"),
-    "failed": ("✗", "bold red"),
-}
 ACTIONS = {"run": "bold", "resume": "bold yellow", "skip": "bright_black", "leave": "bright_black"}
 WORDS = {"run": "run", "resume": "go on", "skip": "skip", "leave": "leave as it is"}
+
+
+OpenStage = Callable[[str, Mapping[str, str]], AbstractContextManager[ev.Emit]]
 
 
 def console(stream: Any = None) -> Console:
@@ -35,16 +31,7 @@ def console(stream: Any = None) -> Console:
     return Console(file=out, highlight=False, width=None if out.isatty() else 160)
 
 
-def status_line(states: Mapping[str, str]) -> Text:
-    """``✓ ingest  ✓ cpt  ▸ sft  · dpo``."""
-    line = Text()
-    for place, (label, state) in enumerate(states.items()):
-        sign, style = SIGNS.get(state, SIGNS["waits"])
-        line.append(("  " if place else "") + f"{sign} {label}", style)
-    return line
-
-
-def watch(events: Iterable[ev.Event], open_stage: Callable[[str], AbstractContextManager[ev.Emit]], out: Console) -> None:
+def watch(events: Iterable[ev.Event], open_stage: OpenStage, out: Console) -> None:
     """Shows a pipeline of another process by its events: the line of all stages, and each stage as its own command would."""
     with ExitStack() as stage:
         emit: ev.Emit = ev.ignore
@@ -53,8 +40,7 @@ def watch(events: Iterable[ev.Event], open_stage: Callable[[str], AbstractContex
                 stage.close()
                 emit = ev.ignore
             if isinstance(event, ev.StageStarted):
-                out.print(status_line(event.states), soft_wrap=True)
-                emit = stage.enter_context(open_stage(event.stage))
+                emit = stage.enter_context(open_stage(event.stage, event.states))
             elif isinstance(event, ev.StageEnded):
                 out.print(stage_end(event))
             else:
