@@ -120,8 +120,10 @@ class GgufSubject:
                 yield index, Answer("", "length", 0, len(ids))
                 continue
             made = self._complete(ids, room, cache=True)
-            finish = "stop" if made["stop_type"] == "eos" else "length"
-            yield index, Answer(_answer(text, made["content"]), finish, int(made["tokens_predicted"]), len(ids))  # type: ignore[arg-type]
+            ended = made["stop_type"] == "eos"
+            said = _answer(text, made["content"])
+            # The token that ends it is counted by llama.cpp.
+            yield index, Answer(said, "stop" if ended else "length", int(made["tokens_predicted"]) - ended, len(ids))
 
     def _complete(self, ids: Sequence[int], room: int, *, cache: bool) -> Any:
         settings = {"n_predict": room, "temperature": 0, "cache_prompt": cache, "add_special": False}
