@@ -1,4 +1,4 @@
-"""Options of ``mlxforge eval`` that bring in others: a knowledge base, a judge."""
+"""Options of ``mlxforge eval`` that bring in others: a knowledge base, a judge, another suite."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mlxforge.cli.asking import POSITIVE, reached, show_estimate
 from mlxforge.cli.shaping import some
 
 if TYPE_CHECKING:
-    from mlxforge.runs.eval_job import JudgeSettings
+    from mlxforge.runs.eval_job import JudgeSettings, SuiteSettings
 
 RAG = (
     click.option(
@@ -33,6 +33,12 @@ JUDGE = (
     click.option("--price-out", type=POSITIVE, metavar="USD", help="Price of a million tokens of its answers."),
     click.option("--max-cost", type=POSITIVE, metavar="USD", help="Ceiling of the judge's cost; needs the prices."),
 )
+SUITE = (
+    click.option("--suite", metavar="NAME", help="Tasks of another suite in the same report: lm-eval (lm-evaluation-harness)."),
+    click.option("--tasks", multiple=True, metavar="NAMES", help="Its tasks, parted by commas; YAML files and folders too."),
+    click.option("--shots", type=click.IntRange(min=0), metavar="N", help="Examples in its prompts. [default: the task's own]"),
+    click.option("--apply-chat-template", "chat", is_flag=True, help="Put its prompts through the chat template."),
+)
 PROMPTS = click.option(
     "--prompts", type=click.Path(path_type=Path), metavar="DIR", help="Prompts to use in place of the shipped ones."
 )
@@ -41,11 +47,17 @@ DRY_RUN = click.option("--dry-run", is_flag=True, help="Ask nobody: show sets, m
 NEEDS = {
     "top_k": ("rag",),
     "prompts": ("rag", "judge"),
+    **dict.fromkeys(("tasks", "shots", "chat"), ("suite",)),
     **dict.fromkeys(
         ("judge_model", "judge_url", "concurrency", "rpm", "timeout", "price_in", "price_out", "max_cost"), ("judge",)
     ),
 }
-FLAGS = {"concurrency": "--judge-concurrency", "rpm": "--judge-rpm", "timeout": "--judge-timeout"}
+FLAGS = {
+    "chat": "--apply-chat-template",
+    "concurrency": "--judge-concurrency",
+    "rpm": "--judge-rpm",
+    "timeout": "--judge-timeout",
+}
 
 
 def assisted(given: dict[str, Any]) -> dict[str, Any]:
@@ -55,12 +67,20 @@ def assisted(given: dict[str, Any]) -> dict[str, Any]:
         click.UsageError: an option without the one that it belongs to.
     """
     for name, needs in NEEDS.items():
-        if given[name] and not any(given[need] for need in needs):
+        if given[name] not in (None, ()) and given[name] is not False and not any(given[need] for need in needs):
             told = " or ".join(f"--{need}" for need in needs)
             raise click.UsageError(f"{FLAGS.get(name, '--' + name.replace('_', '-'))} needs {told}")
     judge = _judge(given) if given["judge"] else None
     kept = {name: value for name, value in given.items() if name not in NEEDS}
-    return {**kept, "top_k": given["top_k"] or 3, "prompts": given["prompts"], "judge": judge}
+    more = {"judge": judge, "suite": _suite(given) if given["suite"] else None}
+    return {**kept, "top_k": given["top_k"] or 3, "prompts": given["prompts"], **more}
+
+
+def _suite(given: dict[str, Any]) -> SuiteSettings:
+    from mlxforge.runs.eval_job import SuiteSettings
+
+    tasks = tuple(name for one in given["tasks"] for name in one.replace(",", " ").split())
+    return SuiteSettings(suite=given["suite"], tasks=tasks, shots=given["shots"], chat=given["chat"])
 
 
 def _judge(given: dict[str, Any]) -> JudgeSettings:

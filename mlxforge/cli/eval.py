@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxforge.cli.asking import options
-from mlxforge.cli.assisting import DRY_RUN, JUDGE, PROMPTS, RAG, assisted, show_plan
+from mlxforge.cli.assisting import DRY_RUN, JUDGE, PROMPTS, RAG, SUITE, assisted, show_plan
 from mlxforge.cli.shaping import show_json, show_next
 from mlxforge.cli.subject import preferred
 
@@ -53,7 +53,7 @@ GATED = ("exact_match", "command_exact", "choice_accuracy", "preference_accuracy
 @click.option("--fresh", is_flag=True, help="Ask for everything again; else what a model gave before is not asked twice.")
 @click.option("--format", metavar="NAME", help="Format of the rows, such as alpaca. [default: found row by row]")
 @click.option("--map", "mapping", multiple=True, metavar="KEY=KEY", help="Where a row has its parts: --map prompt=question.")
-@options(*RAG, *JUDGE, PROMPTS)
+@options(*RAG, *JUDGE, PROMPTS, *SUITE)
 @click.option(
     "--runs-dir", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder that holds the runs."
 )
@@ -84,6 +84,7 @@ def eval(  # noqa: A001 - the name of the command
     mlxforge eval run:answers answers.q4_k_m.gguf --data test.jsonl --metrics exact_match,latency
     mlxforge eval tiny run:answers --data sft.test.jsonl --rag kb.sqlite --top-k 3
     mlxforge eval base=tiny run:answers --data test.jsonl --judge openai --judge-url http://127.0.0.1:8080/v1
+    mlxforge eval base=tiny run:answers --suite lm-eval --tasks arc_easy,hellaswag --limit 200
 
     A MODEL is 'tiny', a folder, a hub id, run:NAME, run:NAME@STEP, or a .gguf file; LABEL=MODEL names it in the report. The
     others are held against the first. What fits a set is found by its rows: text (perplexity, bits a byte), conversations

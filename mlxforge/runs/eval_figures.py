@@ -96,17 +96,22 @@ def _value(job: Job, columns: Mapping[tuple[str, str, str], Column], label: str,
 
 def _tests(job: Job, columns: Mapping[tuple[str, str, str], Column]) -> Iterator[Test]:
     """Every model against the first one and against the one before it."""
-    labels = [named.label for named in job.models]
+    for label, against in pairs([named.label for named in job.models]):
+        for one in job.sets:
+            for metric in job.metrics[one.name]:
+                if metric.terms is None:
+                    continue
+                pair = columns[label, one.name, metric.name], columns[against, one.name, metric.name]
+                found = compare(*pair, one.name, label, against, job.settings.seed)
+                if found is not None:
+                    yield found
+
+
+def pairs(labels: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Every model with the first one and with the one before it."""
     for place, label in enumerate(labels[1:], 1):
         for against in dict.fromkeys((labels[0], labels[place - 1])):
-            for one in job.sets:
-                for metric in job.metrics[one.name]:
-                    if metric.terms is None:
-                        continue
-                    pair = columns[label, one.name, metric.name], columns[against, one.name, metric.name]
-                    found = compare(*pair, one.name, label, against, job.settings.seed)
-                    if found is not None:
-                        yield found
+            yield label, against
 
 
 def _lines(job: Job, columns: Mapping[tuple[str, str, str], Column]) -> Iterator[dict[str, Any]]:

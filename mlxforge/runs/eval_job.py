@@ -32,6 +32,17 @@ class JudgeSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SuiteSettings:
+    """Tasks of another suite: names, YAML files or folders of these; ``shots`` examples in a prompt, None for the task's own
+    number; ``chat`` puts prompts through the chat template."""
+
+    tasks: Sequence[str]
+    suite: str = "lm-eval"
+    shots: int | None = None
+    chat: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalSettings:
     """What decides an evaluation.
 
@@ -51,6 +62,7 @@ class EvalSettings:
         format, map: how rows are read, as in training.
         rag: a knowledge base; questions are asked with ``top_k`` of its passages too, see :mod:`mlxforge.runs.rag`.
         judge: who judges the answers, see :mod:`mlxforge.runs.judging`.
+        suite: tasks of lm-evaluation-harness in the same report, see :mod:`mlxforge.runs.harness`.
         prompts: a folder of prompts to use in place of the shipped ones.
     """
 
@@ -72,6 +84,7 @@ class EvalSettings:
     rag: Path | None = None
     top_k: int = 3
     judge: JudgeSettings | None = None
+    suite: SuiteSettings | None = None
     prompts: Path | None = None
 
 
@@ -90,6 +103,7 @@ class Job:
     peaks: dict[tuple[str, str], int | None] = field(default_factory=dict)
     why: dict[tuple[str, str], str] = field(default_factory=dict)
     judged: dict[tuple[str, str, int], dict[str, Any]] = field(default_factory=dict)  # label, set, row -> what a judge said
+    suite: dict[str, dict[str, Any]] = field(default_factory=dict)  # label -> task -> what came of it
 
     def note(self, text: str) -> None:
         """Something the report's reader should know."""
@@ -147,7 +161,7 @@ def _with_optioned(metrics: Sequence[Metric], gives: set[str]) -> list[Metric]:
 
 
 def _sets(settings: EvalSettings, emit: Emit) -> Iterator[EvalSet]:
-    if not settings.data and not settings.retention:
+    if not settings.data and not settings.retention and not settings.suite:
         fix = "name rows or text: --data FILE; a sample: --data sample:handbook/questions.test.jsonl"
         raise ConfigError("no data", where="--data", fix=fix)
     specs = parse_sets(settings.data)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
-from mlxforge.core.errors import Interrupted
+from mlxforge.core.errors import ConfigError, Interrupted
 from mlxforge.core.events import Emit, Noted, Progress, ignore
 from mlxforge.core.files import bytes_hash
 from mlxforge.evals.graded import Answer, Graded, Likelihood, Timing
@@ -16,6 +16,7 @@ from mlxforge.runs.eval_figures import finish
 from mlxforge.runs.eval_job import EvalSettings, Job, output_folder, prepare
 from mlxforge.runs.eval_kept import VERSION, Kept
 from mlxforge.runs.eval_sets import EvalSet
+from mlxforge.runs.harness import Suite, add, run
 from mlxforge.runs.judging import Judge, estimate, judge_answers
 from mlxforge.runs.subjects import Asked, Named, Subject, open_subject
 
@@ -43,10 +44,13 @@ def evaluate(settings: EvalSettings, emit: Emit = ignore) -> Report:
     job = prepare(settings, emit)
     # A judge that cannot be reached is told before anything is asked.
     judge = Judge(settings.judge, settings.prompts, settings.runs_dir) if settings.judge else None
+    suite = _suite(settings, job)
     for named in job.models:
-        _ask(job, named)
+        _ask(job, named, suite)
     stopped = judge_answers(job, judge) if judge else None
     report, rows = finish(job)
+    if suite:
+        rows = chain(rows, add(report, job))
     write_report(report, rows, folder)
     if stopped is not None:
         raise stopped
@@ -67,7 +71,20 @@ def plan(settings: EvalSettings, emit: Emit = ignore) -> dict[str, Any]:
     }
 
 
-def _ask(job: Job, named: Named) -> None:
+def _suite(settings: EvalSettings, job: Job) -> Suite | None:
+    """The tasks of another suite, ready.
+
+    Raises:
+        ConfigError: there is a model that it cannot run, or see :class:`mlxforge.runs.harness.Suite`.
+    """
+    if settings.suite is None:
+        return None
+    if gguf := next((named for named in job.models if named.file is not None), None):
+        raise ConfigError("lm-eval runs models in MLX, not GGUF files", where=gguf.name, fix="leave it out, or the suite")
+    return Suite(settings.suite)
+
+
+def _ask(job: Job, named: Named, suite: Suite | None = None) -> None:
     """Asks one model for all that the metrics need, and lets it go."""
     settings, info = job.settings, job.infos[named.label]
     job.graded[named.label] = {}
@@ -81,6 +98,9 @@ def _ask(job: Job, named: Named) -> None:
                     job.graded[named.label][one.name] = _grade(job, subject, one, needs, kept)
                     if "model" in needs:
                         job.peaks[named.label, one.name] = _peak(subject, kept, one)
+            if suite:
+                with Kept(_kept_name(subject, settings, "lm-eval"), settings.fresh) as kept:
+                    job.suite[named.label] = run(job, suite, subject, kept)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped at {named.label}: what it answered is kept", fix="the same command goes on") from None
 
