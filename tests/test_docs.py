@@ -59,6 +59,14 @@ def test_the_commands_of_the_page_on_runs_run(tmp_path):
     assert (tmp_path / "losses.png").stat().st_size > 10_000
 
 
+def test_the_commands_of_the_page_on_pipelines_run(tmp_path):
+    lines = block("commands", (ROOT / "docs" / "pipeline.md").read_text()).splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        done = call(shlex.split(line, comments=True), tmp_path)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
 def test_the_python_of_the_readme_runs(tmp_path):
     done = call([sys.executable, "-c", block("python")], tmp_path)
     assert done.returncode == 0, done.stderr

@@ -14,13 +14,14 @@ from mlxforge.runs.pipeline import Pipeline, Planned
 from mlxforge.runs.pipeline_order import Road, Step
 from mlxforge.runs.pipeline_train import job_of
 from mlxforge.runs.project import TRAINING
+from mlxforge.runs.text import expand
 
 HALF = 2  # bytes of a parameter in a fused model or an f16 file
 MARGIN = 64 << 20
 
 
 def forecasts(pipeline: Pipeline, emit: Emit = ignore) -> dict[str, Forecast]:
-    """Step -> forecast of all that is to be done; training by the shapes of its model and data."""
+    """Step -> forecast of all that is to be done. Data is read and tokenised for it, no weights are."""
     return {one.step.label: forecast(pipeline.road, one, emit) for one in pipeline.work}
 
 
@@ -30,9 +31,10 @@ def forecast(road: Road, planned: Planned, emit: Emit) -> Forecast:
     make = KINDS.get(step.stage) or (_training if step.stage in TRAINING else None)
     if make is None:
         return Forecast()
-    waiting = [one.label for one in map(road.maker, road.table[step.stage].reads(road, step)) if one and not _there(road, one)]
-    if waiting:
-        return Forecast(why=f"known after {', '.join(dict.fromkeys(waiting))}")
+    makers = map(road.maker, road.table[step.stage].reads(road, step))
+    waiting = list(dict.fromkeys(one for one in makers if one and not _there(road, one)))
+    if waiting and not (step.stage == "cpt" and [one.stage for one in waiting] == ["ingest"]):
+        return Forecast(why=f"known after {', '.join(one.label for one in waiting)}")
     try:
         return make(road, step, emit)
     except MlxforgeError as error:  # what is missing was told before: this is no reason to stop
@@ -46,7 +48,12 @@ def _training(road: Road, step: Step, emit: Emit) -> Forecast:
     taken = road.taken(step)
     done = taken is None or ((record := road.ledger.read(taken.name)) is not None and record.status == "done")
     model = road.model(step) if done else road.project.model(road.project.settings.model)
-    found = dry_run(msgspec.structs.replace(job_of(road, step), model=model, name=None), [emit])
+    job, why = job_of(road, step), ""
+    ingest = next((one for one in map(road.maker, job.data) if one and one.stage == "ingest" and not _there(road, one)), None)
+    if ingest is not None:  # what will be in the knowledge base, about: the same documents, read as text
+        job = msgspec.structs.replace(job, data=[expand(spec) for spec in road.table["ingest"].reads(road, ingest)])
+        why = "by the documents' plain text"
+    found = dry_run(msgspec.structs.replace(job, model=model, name=None), [emit])
     adapter = int(found["memory"]["adapters"])
     kept = 3 * adapter * (step.get("keep") + 2)  # weights and two moments in each checkpoint
     return Forecast(
@@ -55,6 +62,7 @@ def _training(road: Road, step: Step, emit: Emit) -> Forecast:
         seconds=found["seconds"],
         memory=found["memory"]["total"],
         disk=kept,
+        why=why,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import msgspec
 
 from mlxforge.core.errors import MlxforgeError
 from mlxforge.core.files import write_atomic
-from mlxforge.evals.report import PAGE, REPORT
+from mlxforge.evals.figures import figure, labels, main_metric, number, set_names, title
+from mlxforge.evals.report import PAGE, REPORT, load_report
 from mlxforge.evals.road import Outcome, Summary
 from mlxforge.evals.write import write_pages
 from mlxforge.runs.pipeline import Pipeline
@@ -93,9 +95,19 @@ def outcome(road: Road, step: Step, done: bool) -> Outcome:
         peak_memory=int(result.get("peak_memory_bytes") or record.peak_memory),
         disk=_size(road, record),
         cost=float(result.get("cost") or 0.0),
-        made=made_of(step.stage, result),
+        made="\n".join(figures(report_folder(road))) if step.stage == "eval" else made_of(step.stage, result),
         gains=list(gains(result)) if step.stage in TRAINING else [],
     )
+
+
+def figures(folder: Path) -> Iterator[str]:
+    """The main figure of each set of a report, model by model: ``questions exact match: base 0.000, sft 0.950``."""
+    report = load_report(folder)
+    for name in set_names(report):
+        if metric := main_metric(report, name):
+            found = {label: figure(report, label, name, metric) for label in labels(report)}
+            told = ", ".join(f"{label} {number(one.value, one.unit)}" for label, one in found.items() if one)
+            yield f"{name} {title(metric)}: {told}"
 
 
 def _size(road: Road, record: Record) -> int:

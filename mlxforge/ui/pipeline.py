@@ -69,7 +69,7 @@ def show_plan(planned: Sequence[PlanRow], out: Console) -> None:
         table.add_row(Text(one.stage, style), Text(WORDS[one.action], style), Text(why, style), *cells)
     if found:
         table.add_section()
-        table.add_row("all", "", "forecasts; the time is of training alone", *_total(found))
+        table.add_row("all", "", "forecasts; time of training alone", *_total(found))
     out.print(table)
 
 
