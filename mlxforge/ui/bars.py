@@ -28,7 +28,9 @@ def bars() -> Iterator[Emit]:
 
         def emit(event: Event) -> None:
             if not isinstance(event, Progress):
+                shown.stop()  # the bars go, so that a line does not end up behind one of them
                 lines(event)
+                shown.start()
                 return
             total, amount = event.total or None, _amount(event)
             if event.task not in tasks:
