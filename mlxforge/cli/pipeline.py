@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path), metavar="[FORGE.yaml]")
-@click.option("--from", "start", metavar="STAGE", help="Do this stage and those after it again, the ones before stay.")
+@click.option("--from", "start", metavar="STAGE", help="Do this stage again and what follows from it; the ones before stay.")
 @click.option("--only", metavar="STAGE", help="Do this stage alone, again.")
 @click.option("--dry-run", is_flag=True, help="Show the plan with its forecasts; write nothing.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask; needed where there is no terminal.")

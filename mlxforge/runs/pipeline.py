@@ -17,6 +17,7 @@ from mlxforge.core.errors import ConfigError, Interrupted, MlxforgeError
 from mlxforge.core.eventlog import EventLog
 from mlxforge.core.events import Control, Emit, RunEnded, StageEnded, StageStarted, fan_out
 from mlxforge.evals.road import Action
+from mlxforge.runs.pipeline_eval import check_gate
 from mlxforge.runs.pipeline_gains import summed_up
 from mlxforge.runs.pipeline_order import Made, Road, Step
 from mlxforge.runs.pipeline_state import DONE, EVENTS, FOLDER, MISSING, RUNNING, Record, differences, finished, key_of
@@ -65,7 +66,7 @@ def open_pipeline(file: Path | None = None, start: str | None = None, only: str 
     """Reads a project and plans what is to be done; nothing is run or written.
 
     Args:
-        start: a stage; it and all after it are done again, those before are taken as they are.
+        start: a stage that is done again, with what follows from it; those before are taken as they are.
         only: a stage that alone is done again.
 
     Raises:
@@ -77,6 +78,7 @@ def open_pipeline(file: Path | None = None, start: str | None = None, only: str 
     planned = plan(road, start, only)
     problems = [line for one in planned if one.works for line in check(road, one.step)]
     problems += list(_not_done(road, planned))
+    problems += [line for step in road.steps if step.stage == "eval" for line in check_gate(road, step)]
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     return Pipeline(road, planned)
@@ -92,7 +94,7 @@ def plan(road: Road, start: str | None = None, only: str | None = None) -> list[
         if left_out:
             planned.append(Planned(step, "leave", ""))
         else:
-            planned.append(_planned(road, step, planned, asked=bool(chosen)))
+            planned.append(_planned(road, step, planned, asked=step in chosen))
     return planned
 
 

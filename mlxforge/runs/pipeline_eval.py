@@ -9,6 +9,7 @@ from pathlib import Path
 from mlxforge.core.errors import MissingExtraError, did_you_mean
 from mlxforge.core.events import Control, Emit
 from mlxforge.evals.report import PAGE, REPORT, ROWS
+from mlxforge.runs.eval_sets import RETENTION
 from mlxforge.runs.pipeline_order import BASE, Made, Road, Step, compared
 from mlxforge.runs.pipeline_state import Record
 from mlxforge.runs.pipeline_train import missing
@@ -54,6 +55,25 @@ def check_eval(road: Road, step: Step) -> Iterator[str]:
             yield f"unknown metric '{name}' ({did_you_mean(name, metrics)})"
     if {"rouge1", "rouge2", "rougeL", "bleu"} & set(step.get("metrics")) and importlib.util.find_spec("rouge_score") is None:
         yield str(MissingExtraError("rouge-score", "eval", "ROUGE and BLEU"))
+
+
+def check_gate(road: Road, step: Step) -> Iterator[str]:
+    """Whether what is required names models and sets of the report to come; a metric is looked up once there is one."""
+    gate = road.project.gate
+    labels = [one.partition("=")[0] for one in models(road, step)]
+    sets = [_split(spec)[0] for spec in step.get("data")] + ([RETENTION] if road.project.settings.retention else [])
+    for key, texts, known in (
+        ("require", gate.require if gate else [], labels),
+        ("no_regression", gate.no_regression if gate else [], [*sets, *labels]),
+    ):
+        where = road.project.line(f"gate.{key}")
+        for text in texts:
+            name, dot, _ = text.strip().partition(".")
+            if not dot:
+                form = "LABEL.METRIC>=0.6" if key == "require" else "SET.METRIC:0.02"
+                yield f"{where}: gate: {key}: '{text}' names no figure (write {form})"
+            elif name not in known:
+                yield f"{where}: gate: {key}: '{text}': the report will have no '{name}' ({did_you_mean(name, known)})"
 
 
 def run_eval(road: Road, step: Step, _: Record, emit: Emit, __: Control) -> Made:

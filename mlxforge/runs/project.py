@@ -294,6 +294,10 @@ def read_project(file: Path) -> Project:
     variants: dict[str, Settings] = {}
     for name, section in sections.items():
         varied = _take_variants(section, name)
+        if name == "sft" and section.values.pop("variants", None) is not None:
+            problems.append(
+                f"{section.where['variants']}: variants: a list of mappings with names: - {{name: formal, epochs: 2}}"
+            )
         lower = _lower(file, name, section, settings, problems)
         if found := _resolved(STAGE_SETTINGS[name], problems, *lower, section):
             stages[name] = found

@@ -189,6 +189,7 @@ pairs: {data: [], takes: base}
 dpo: {}
 eval: {data: [questions.jsonl], metrics: [exact_mach]}
 export: {quants: [q4_k]}
+gate: {require: [sftt.exact_match>=1, f1], no_regression: [question.f1:1]}
 """
 
 
@@ -207,6 +208,9 @@ def test_all_that_is_missing_is_told_before_anything_runs(tmp_path, monkeypatch)
         "P/forge.yaml:6: pairs: no conversations to answer (write pairs.data: [FILE])",
         "P/forge.yaml:8: eval: unknown metric 'exact_mach' (did you mean 'exact_match'?)",
         "P/forge.yaml:9: export: unknown quantization 'q4_k' (did you mean 'q4_k_s'?)",
+        "P/forge.yaml:10: gate: require: 'sftt.exact_match>=1': the report will have no 'sftt' (did you mean 'sft'?)",
+        "P/forge.yaml:10: gate: require: 'f1' names no figure (write LABEL.METRIC>=0.6)",
+        "P/forge.yaml:10: gate: no_regression: 'question.f1:1': the report will have no 'question' (did you mean 'questions'?)",
     ):
         assert line in told, "\n".join(told)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["forge.yaml"]

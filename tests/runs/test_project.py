@@ -60,6 +60,7 @@ MISTAKES = {
         "forge.yaml:5: unknown setting 'lora.rnak' (did you mean 'lora.rank'?)"
     ),
     "sft:\n  variants:\n    - epochs: 2\n": ("forge.yaml:3: variant 1 of sft needs a name of letters, digits, '-' and '_'"),
+    "sft:\n  variants: [formal]\n": ("forge.yaml:2: variants: a list of mappings with names: - {name: formal, epochs: 2}"),
     "dpo: {beta: -1}\n": "forge.yaml:1: beta: -1: expected float > 0.0",
     "cpt: 3\n": "forge.yaml:1: cpt: a stage is a mapping of settings",
     "cpt:\n  name: x\n": "forge.yaml:2: name is the project's: write it at the top of the file",
