@@ -27,7 +27,7 @@ def models() -> None:
     "--in",
     "places",
     multiple=True,
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=click.Path(path_type=Path),
     metavar="DIR",
     help="Look here too; repeatable. [always: this folder and that of the runs]",
 )

@@ -18,21 +18,26 @@ if TYPE_CHECKING:
 
 YES = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 DRY = click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
-SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+SECONDS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}  # no m: minutes to one are months to another
+LENGTH = re.compile(r"[0-9]+(\.[0-9]+)?[hdw]")
 
 
 class Age(click.ParamType):  # type: ignore[type-arg]
-    """A length of time: ``30d``, ``12h``, ``2w``; in seconds."""
+    """A length of time, as it is written: ``30d``, ``12h``, ``2w``."""
 
     name = "age"
+    examples = ("30d", "12h", "2w")
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The seconds."""
-        if isinstance(value, float):
-            return value
-        if not (found := re.fullmatch(r"(\d+(?:\.\d+)?)([mhdw])", str(value).strip())):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text, if it is one."""
+        if not LENGTH.fullmatch(str(value)):
             self.fail(f"'{value}' is no length of time: give 30d, 12h or 2w.", param, ctx)
-        return float(found[1]) * SECONDS[found[2]]
+        return str(value)
+
+
+def seconds(age: str) -> float:
+    """``2w`` in seconds."""
+    return float(age[:-1]) * SECONDS[age[-1]]
 
 
 @click.command()
@@ -61,7 +66,7 @@ def rm(names: tuple[str, ...], runs_dir: Path, force: bool, dry_run: bool, yes: 
 @YES
 @JSON
 def clean(
-    runs_dir: Path, keep_best: bool, failed: bool, older_than: float | None, dry_run: bool, yes: bool, as_json: bool
+    runs_dir: Path, keep_best: bool, failed: bool, older_than: str | None, dry_run: bool, yes: bool, as_json: bool
 ) -> None:
     """Remove checkpoints that are neither best nor last, and what killed processes left unfinished.
 
@@ -73,7 +78,8 @@ def clean(
     """
     from mlxforge.runs.clean import litter
 
-    _go(*litter(runs_dir, keep_best=keep_best, failed=failed, older_than=older_than), dry_run, yes, as_json)
+    age = None if older_than is None else seconds(older_than)
+    _go(*litter(runs_dir, keep_best=keep_best, failed=failed, older_than=age), dry_run, yes, as_json)
 
 
 def _go(found: Sequence[Doomed], notes: Sequence[str], dry_run: bool, yes: bool, as_json: bool) -> None:

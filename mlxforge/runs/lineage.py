@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from mlxforge.core.errors import MlxforgeError
+from mlxforge.core.errors import ConfigError, MlxforgeError
 from mlxforge.core.files import bytes_hash, cache_dir, file_hash, write_atomic
 from mlxforge.models.adapters import ADAPTER_WEIGHTS, adapter_file
 from mlxforge.models.check import model_hash
@@ -50,7 +50,14 @@ def lineage_tree(runs_dir: Path, folders: Sequence[Path] = ()) -> list[Node]:
 
 
 def searched(runs_dir: Path, places: Sequence[Path] = ()) -> list[Path]:
-    """The folders in which results are looked for: this one, that of the runs, and ``places``; none inside another."""
+    """The folders in which results are looked for: this one, that of the runs, and ``places``; none inside another.
+
+    Raises:
+        ConfigError: one of ``places`` is no folder.
+    """
+    for place in places:
+        if not place.is_dir():
+            raise ConfigError("no such folder", where=f"--in {place}", fix="name a folder that exists")
     folders = {folder.resolve() for folder in (Path(), runs_dir.absolute().parent, *places)}
     return sorted(folder for folder in folders if not any(parent in folders for parent in folder.parents))
 

@@ -294,3 +294,10 @@ def test_a_model_record_names_no_folder_of_this_disk(project):
         "step": 2,
         "objective": "sft",
     }
+
+
+@pytest.mark.parametrize(("group", "words"), [(command, ("list", "--tree")), (models, ("list", "--no-hub"))])
+def test_a_folder_to_look_in_that_is_not_there_is_told(project, group, words):
+    error = call(group, *words, "--in", "no-such-folder").exception
+    assert isinstance(error, ConfigError)
+    assert "--in no-such-folder: no such folder" in str(error)

@@ -101,6 +101,24 @@ def test_every_kind_of_parameter():
         assert part in told
 
 
+def test_a_type_of_its_own_says_what_it_takes(tmp_path):
+    class Colour(click.ParamType):
+        name = "colour"
+        examples = ("red", "blue")
+
+    @click.command(params=[click.Option(["--ink"], type=Colour())])
+    def paint(**_):
+        """Paint."""
+
+    found = from_click(paint, "tool")
+    assert found.schema.commands[""].argument("ink").values == ("red", "blue")
+    assert not found.notes
+    assert merged(found.schema, found.schema) == found.schema
+    written = to_yaml(found.schema).replace("red", "green")
+    (tmp_path / "s.yaml").write_text(written)
+    assert merged(found.schema, read_schema(tmp_path / "s.yaml")).commands[""].argument("ink").values == ("green", "blue")
+
+
 def test_a_program_that_is_a_command_and_one_that_has_commands_beside(tmp_path):
     both = click.Group("both", invoke_without_command=True, params=[click.Option(["--deep"], is_flag=True)])
     both.add_command(count, "count")

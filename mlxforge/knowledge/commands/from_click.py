@@ -214,6 +214,7 @@ def _argument(parameter: click.Parameter, context: click.Context, level: int, no
         level,
         _plain(getattr(parameter, "help", None)),
         "" if kinds[0].enum and CHOICES.fullmatch(metavar) else metavar,
+        _examples(parameter.type),
     )
     if default is not None and argument.problem(default):
         return replace(argument, default=None)
@@ -253,11 +254,17 @@ def _kind(type_: Any, metavar: str, where: str, notes: list[str]) -> Kind:
         return Kind("file")
     if type_ is click.STRING and CHOICES.fullmatch(metavar):
         return Kind("text", tuple(metavar.split("|")))
-    if type_ not in SIMPLE:
+    if type_ not in SIMPLE and not _examples(type_):
         notes.append(f"read as text: {where} is of the type '{type_.name}'; list values for it in the schema")
     if type_ is click.STRING:
         return Kind(METAVARS.get(metavar.rstrip(".").upper(), "text"))
     return Kind(SIMPLE.get(type_, "text"))
+
+
+def _examples(type_: Any) -> tuple[str, ...]:
+    """What a type of a program's own says that it takes, in an attribute of that name."""
+    found = getattr(type_, "examples", ())
+    return tuple(map(str, found)) if isinstance(found, (list, tuple)) else ()
 
 
 def first_sentence(command: click.Command) -> str:
@@ -305,7 +312,7 @@ def _command_merged(command: Command, before: Command) -> Command:
     for argument in command.arguments:
         kept = before.argument(argument.name)
         values = tuple(value for value in kept.values if not argument.item_problem(value)) if kept else ()
-        arguments.append(replace(argument, values=values, phrases=kept.phrases if kept else ()))
+        arguments.append(replace(argument, values=values or argument.values, phrases=kept.phrases if kept else ()))
     flags = []
     for flag in command.flags:
         same = before.flag(flag.name)
