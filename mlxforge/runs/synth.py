@@ -272,8 +272,7 @@ def told(result: dict[str, Any], stopped: BaseException | None) -> dict[str, Any
         stopped.result = result  # type: ignore[attr-defined]
         raise stopped
     if stopped is not None:
-        left = result["tasks"]["open"]
-        interrupted = Interrupted(f"stopped with {left:,} tasks to go", fix="the same command goes on")
+        interrupted = Interrupted(f"stopped; tasks to go: {result['tasks']['open']:,}", fix="the same command goes on")
         interrupted.result = result
         raise interrupted
     if not result["rows"]:

@@ -256,7 +256,7 @@ def _entities(
         work(job, asked, expander.finding, expander.listed, "finding entities", emit)
     except KeyboardInterrupt:
         left = job.states["open"]
-        raise Interrupted(f"stopped with {left:,} chunks to look at", fix="the same command goes on") from None
+        raise Interrupted(f"stopped; chunks to look at: {left:,}", fix="the same command goes on") from None
     if left := job.states["open"]:
         what = f"{left:,} chunks are not answered, and all are needed to plan the passages"
         raise RunFailed(what, where=f"entities by {asked.model}", fix="the same command goes on")
@@ -324,7 +324,7 @@ def told(result: dict[str, Any], stopped: BaseException | None) -> dict[str, Any
         stopped.result = result  # type: ignore[attr-defined]
         raise stopped
     if stopped is not None:
-        interrupted = Interrupted(f"stopped with {result['tasks']['open']:,} tasks to go", fix="the same command goes on")
+        interrupted = Interrupted(f"stopped; tasks to go: {result['tasks']['open']:,}", fix="the same command goes on")
         interrupted.result = result
         raise interrupted
     if not result["rows"]:

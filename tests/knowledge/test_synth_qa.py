@@ -223,7 +223,7 @@ def test_stopped_it_writes_what_it_has_and_goes_on(kb, server, number):
         process.send_signal(number)
         said, told = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert told.splitlines()[-1].endswith("tasks to go (the same command goes on)")
+    assert told.splitlines()[-1].endswith(" (the same command goes on)")
     assert "Traceback" not in told
     made = len(read(kb.parent / "out.jsonl"))
     assert f"{made} rows for train" in said

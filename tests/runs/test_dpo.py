@@ -216,7 +216,7 @@ def test_a_dry_run_takes_no_reference(data, tmp_path):
     events = []
     found = plan(config(data, tmp_path), [events.append])
     assert not [event for event in events if isinstance(event, Progress) and event.task == "reference"]
-    assert found["memory"]["reference"] == (12 + 5) * 2 * 4
+    assert found["memory"]["caches"] == (12 + 5) * 2 * 4
     assert (found["pairs"], found["valid_pairs"]) == (12, 5)
     assert 0 < found["prompt_share"] < 1
 
