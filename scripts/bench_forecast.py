@@ -9,6 +9,7 @@ memory is outside of 0.8 to 1.2.
 
 from __future__ import annotations
 
+import gc
 import io
 import sys
 import tempfile
@@ -97,6 +98,7 @@ def ratios(words: list[str]) -> Iterator[tuple[str, float, float, float, float]]
                 folders[model] = model_folder(model, Path(folder))
             kind, data = JOBS[job]
             settings = resolve(kind, flags_layer({"model": folders[model], "data": [data], "sample_tokens": 0} | WAYS[way]))
+            gc.collect()  # models of earlier cases
             said, measured = plan(settings), plan(settings, probe=True)
             yield name, said["memory"]["total"], measured["memory"]["total"], said["seconds"], measured["seconds"]
 

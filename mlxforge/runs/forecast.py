@@ -25,8 +25,10 @@ GATE_COPIES, GELU_COPIES = 1, 5
 FORWARD = 1.15
 # Copies of a chunk's float32 logits: the logits and their exponentials; where the head is trained, their
 # gradients too; where logits are capped, the cap's.
-LOGITS, TRAINED_LOGITS, MORE_TRAINED_LOGITS, CAPPED_LOGITS = 2.0, 5.6, 3.9, 8.5
+LOGITS, TRAINED_LOGITS, CAPPED_LOGITS = 2.0, 5.6, 8.5
 CHUNKS_IN_FLIGHT = 5
+# A second and third chunk where the head is trained, and each of those after, most of which are let go in time.
+MORE_TRAINED_LOGITS, LATER_TRAINED_LOGITS, LATER_CHUNKS = 3.4, 1.5, 5
 # The CPU backend computes large logits at once (models.scoring): all that the layers made on the way is then held, recomputed
 # or not. With models.cpu's functions, and with MLX's own.
 HELD, HELD_PLAIN = 2.9, 2.26
@@ -226,7 +228,9 @@ def logits(model: Shapes, batch: Batch) -> float:
     whole, chunk = _logits(model, batch)
     if model.head_trained or not model.head_plain:
         first = TRAINED_LOGITS if model.head_plain else CAPPED_LOGITS
-        return chunk * (first + MORE_TRAINED_LOGITS * min(whole / max(chunk, 1) - 1, CHUNKS_IN_FLIGHT - 1))
+        more = whole / max(chunk, 1) - 1
+        later = min(max(more - 2, 0.0), LATER_CHUNKS)
+        return chunk * (first + MORE_TRAINED_LOGITS * min(more, 2.0) + LATER_TRAINED_LOGITS * later)
     return LOGITS * (chunk if _at_once(model, batch) else _in_flight(model, batch))
 
 

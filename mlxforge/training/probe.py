@@ -26,13 +26,15 @@ def probe(job: Job, evaluation_slots: int) -> dict[str, Any]:
     arrays = tree_flatten(job.scorer.model.parameters())
     mx.eval([array for _, array in arrays])
     mx.clear_cache()
+    # What else is alive in this process is none of the run's.
+    others = max(0, mx.get_active_memory() - sum(int(array.nbytes) for _, array in arrays))
     mx.reset_peak_memory()
     loop.update_once([largest])
     # The first update compiles: time is taken of the second.
     started = time.perf_counter()
     loop.update_once([typical])
     seconds = (time.perf_counter() - started) / typical.slots
-    peak = mx.get_peak_memory()
+    peak = mx.get_peak_memory() - others
     adapters = sum(int(array.nbytes) for array in trainable(job.scorer.model).values())
     memory = {
         "weights": sum(int(array.nbytes) for _, array in arrays) - adapters,

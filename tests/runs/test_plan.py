@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +51,23 @@ def test_what_is_forecast_is_what_a_probe_measures(kind, flags):
     for part in ("weights", "adapters", "optimizer"):
         assert said["memory"][part] == pytest.approx(measured["memory"][part], abs=2048)
     assert measured["seconds"] > 0 < said["seconds"]
+
+
+def bench():
+    """scripts/bench_forecast.py, whose grid this is."""
+    file = Path(__file__).resolve().parents[2] / "scripts" / "bench_forecast.py"
+    spec = importlib.util.spec_from_file_location("bench_forecast", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", ["cpt", "sft", "dpo", "orpo"])
+@pytest.mark.parametrize("model", ["tiny", "4-bit", "large vocabulary", "small vocabulary"])
+def test_memory_is_forecast_within_a_fifth_over_the_grid(model, job):
+    for name, said, measured, *_ in bench().ratios([f"{model}, {job}, "]):
+        assert 0.8 < said / measured < 1.2, name
 
 
 def test_no_weights_are_read_for_a_forecast(tmp_path, tiny):
