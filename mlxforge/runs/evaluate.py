@@ -18,6 +18,7 @@ from mlxforge.runs.eval_kept import VERSION, Kept
 from mlxforge.runs.eval_sets import EvalSet
 from mlxforge.runs.harness import Suite, add, run
 from mlxforge.runs.judging import Judge, estimate, judge_answers
+from mlxforge.runs.rag import gains
 from mlxforge.runs.subjects import Asked, Named, Subject, open_subject
 
 __all__ = ["EvalSettings", "evaluate"]
@@ -47,6 +48,8 @@ def evaluate(settings: EvalSettings, emit: Emit = ignore) -> Report:
     suite = _suite(settings, job)
     for named in job.models:
         _ask(job, named, suite)
+    for note in gains(job):
+        job.note(note)
     stopped = judge_answers(job, judge) if judge else None
     report, rows = finish(job)
     if suite:
@@ -137,9 +140,19 @@ def _grade(job: Job, subject: Subject, one: EvalSet, needs: set[str], kept: Kept
             job, subject.no_chat, graded, _asked(one), lambda chats: subject.answers(chats, tokens), kept,
             f"{label}: {one.name}", one.name,
         )  # fmt: skip
+        _warn_full(job, one, kept, label)
     if "timing" in needs and not subject.no_chat:
         _time(job, subject, one, graded)
     return graded
+
+
+def _warn_full(job: Job, one: EvalSet, kept: Kept, label: str) -> None:
+    """Tells of prompts that leave no room for an answer, as long passages do: their answers are empty."""
+    answers = [Answer(*found) for unit in _asked(one) if (found := kept.get(unit.key))]
+    full = sum(answer.finish == "length" and not answer.tokens for answer in answers)
+    if full:
+        fewer = " (fewer passages: --top-k)" if any(row.context for row in one.rows) else ""
+        job.note(f"{label}, {one.name}: {full:,} of {len(answers):,} prompts fill the model's context{fewer}")
 
 
 @dataclass(frozen=True)

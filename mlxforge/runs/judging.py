@@ -148,7 +148,8 @@ def judge_answers(job: Job, judge: Judge) -> MlxforgeError | None:
     _fill(job, verdicts)
     job.note(f"judge: {judge.model} ({judge.settings.provider})")
     if bad := [str(text["error"] or short(text["text"]) or "nothing") for _, text, value in found if value is None]:
-        job.note(f"judge: no verdict in {len(bad):,} of {len(wanted):,} replies, such as: {bad[0]}")
+        job.notes.append(f"judge: no verdict in {len(bad):,} of {len(wanted):,} replies, such as: {bad[0]}")
+        job.emit(Warned(message=job.notes[-1]))
     for note in _told(job, verdicts):
         job.note(note)
     if stopped is not None:

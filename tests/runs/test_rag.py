@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from mlxforge.cli.main import run
 from mlxforge.core.errors import MlxforgeError
+from mlxforge.evals.graded import Graded
+from mlxforge.evals.metrics import METRICS
 from mlxforge.evals.report import load_report
 from mlxforge.evals.requirements import read_bound
 from mlxforge.knowledge.store import Chunk, Document, open_store
+from mlxforge.runs.eval_job import EvalSettings
 from mlxforge.runs.eval_sets import Spec, read_set
-from mlxforge.runs.rag import conditions
+from mlxforge.runs.evaluate import evaluate
+from mlxforge.runs.rag import conditions, gains
 
 FACTS = {
     "mill": "The mill of Aldmouth was built in 1702 by Cora Vane.",
@@ -146,6 +151,31 @@ def test_the_report_has_all_three_and_the_hits(tmp_path, kb, capsys):
     assert run([*words, "--no-retention", "--metrics", "rag"], debug=False) == 0
     none = load_report(tmp_path / "report").results["a"]["q+rag"]["retrieval_hit"]
     assert (none.value, none.why) == (None, "no row names the passage it was made from")
+
+
+def test_what_passages_are_worth_is_told_with_the_paired_test():
+    """Three of four become right: all rows that differ differ in one way, 2 of the 8 ways to swap them. Gold has other rows."""
+    right, wrong = (Graded(answer=text, references=("Noon.",)) for text in ("noon", "never"))
+    graded = {"q": [wrong] * 4, "q+rag": [right, right, right, wrong], "q+gold": [right] * 3}
+    job = SimpleNamespace(
+        sets=[SimpleNamespace(name=name) for name in graded],
+        metrics={name: [METRICS["f1"], METRICS["exact_match"]] for name in graded},
+        graded={"sft": graded},
+        settings=SimpleNamespace(seed=0),
+    )
+    (told,) = gains(job)
+    assert told == ("sft, q: exact match 0.000 closed book, 0.750 with passages found (p=0.250), 1.000 with its own passage")
+
+
+def test_prompts_that_leave_no_room_are_counted(tmp_path, kb):
+    with open_store(kb) as store, store.writing():
+        text = "The mill of Aldmouth. " * 900
+        store.put(Document("/d/long.md", "/d", "l", "l", "markdown", "en", 99, "s", "{}"), [Chunk(text, 9, "", None, 0, 9, 0)])
+    (tmp_path / "q.jsonl").write_text(json.dumps(ask("The mill of Aldmouth?")) + "\n")
+    given = {"data": [str(tmp_path / "q.jsonl")], "rag": kb, "retention": "", "metrics": ["f1"], "max_tokens": 4}
+    report = evaluate(EvalSettings(models=["a=tiny"], output=tmp_path / "report", **given))
+    assert "a, q+rag: 1 of 1 prompts fill the model's context (fewer passages: --top-k)" in report.notes
+    assert not any("a, q: 1 of 1 prompts" in note for note in report.notes)
 
 
 @pytest.mark.parametrize(
