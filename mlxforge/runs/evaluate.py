@@ -16,7 +16,8 @@ from mlxforge.runs.eval_figures import finish
 from mlxforge.runs.eval_job import EvalSettings, Job, output_folder, prepare
 from mlxforge.runs.eval_kept import VERSION, Kept
 from mlxforge.runs.eval_sets import EvalSet
-from mlxforge.runs.harness import Suite, add, run
+from mlxforge.runs.harness import Suite, run
+from mlxforge.runs.harness_sets import add
 from mlxforge.runs.judging import Judge, estimate, judge_answers
 from mlxforge.runs.rag import gains
 from mlxforge.runs.subjects import Asked, Named, Subject, open_subject

@@ -11,7 +11,7 @@ import pytest
 from mlxforge.cli.main import run
 from mlxforge.core.errors import ConfigError
 from mlxforge.evals.report import Report, load_report
-from mlxforge.runs import harness
+from mlxforge.runs import harness, harness_sets
 from mlxforge.runs.eval_job import EvalSettings, SuiteSettings, prepare
 from mlxforge.runs.subjects import info_of, name_models, open_subject
 
@@ -89,10 +89,13 @@ def test_a_task_is_a_set_with_intervals_over_its_rows_and_tests_between_models()
     job = SimpleNamespace(
         models=[SimpleNamespace(label="one"), SimpleNamespace(label="two")],
         settings=SimpleNamespace(seed=0),
-        suite={"one": {"mill": harness._plain("mill", results(one))}, "two": {"mill": harness._plain("mill", results(two))}},
+        suite={
+            "one": {"mill": harness_sets.plain("mill", results(one))},
+            "two": {"mill": harness_sets.plain("mill", results(two))},
+        },
     )
     report = Report(results={"one": {}, "two": {}})
-    lines = list(harness.add(report, job))
+    lines = list(harness_sets.add(report, job))
     assert [(found.name, found.kind, found.rows) for found in report.sets] == [("mill", "lm-eval", 4)]
     acc = report.results["one"]["mill"]["acc"]
     assert (acc.value, acc.n, acc.better) == (0.25, 4, "higher")
@@ -114,13 +117,27 @@ def test_a_task_is_a_set_with_intervals_over_its_rows_and_tests_between_models()
 
 def test_of_choices_the_likeliest_is_the_answer():
     asked = [("Where?\nAnswer:", " By the river."), ("Where?\nAnswer:", " Nowhere.")]
-    row = harness._row({"arguments": asked, "filtered_resps": [(-3.0, False), (-2.0, True)], "target": 0})
+    row = harness_sets._row({"arguments": asked, "filtered_resps": [(-3.0, False), (-2.0, True)], "target": 0})
     assert row == {"prompt": "Where?\nAnswer:", "reference": "By the river.", "answer": "Nowhere."}
 
 
 def test_what_a_task_leaves_open_is_settled():
     assert harness._options({"until": "\n", "temperature": 0}, 9) == {"until": ["\n"], "temperature": 0, "max_gen_toks": 9}
     assert harness._options({"max_gen_toks": 3}, 9) == {"until": [], "max_gen_toks": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "until", "thought", "answer"),
+    [
+        (" Yes.\nNo.", ["\n"], "", " Yes."),
+        ("Yes, no; so", [";", ","], "", "Yes"),
+        ("Yes", ["\n", ""], "", "Yes"),
+        ("Hm, so\n</think>\n Yes\n", [" Y", "x"], "</think>", "\n"),
+        ("no thoughts here", [], "</think>", "no thoughts here"),
+    ],
+)
+def test_an_answer_ends_where_its_task_says(text, until, thought, answer):
+    assert harness._cut(text, until, thought) == answer
 
 
 @pytest.mark.parametrize(
@@ -198,6 +215,25 @@ def test_log_probabilities_are_those_of_the_models_own_logits(subject):
     assert -1e3 < long < 0
     (whole,) = made.loglikelihood_rolling([asked("The mill stands.")])
     assert whole == pytest.approx(empty, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama3", "gemma2"])  # the second has no batches
+def test_answers_are_those_of_one_by_one(family, tmp_path):
+    from mlxforge.models.generate import answer_greedily
+    from mlxforge.models.tiny import make_tiny
+
+    pytest.importorskip("lm_eval")
+    folder = make_tiny(family, tmp_path / "m", chat_template=True)
+    (named,) = name_models([str(folder)], None)
+    with open_subject(named, info_of(named)) as opened:
+        loaded, made = opened.opened.loaded, harness.adapter(opened)
+        texts = ["Where?", "What is green and stands by the river?", "word " * 5000]
+        found = made.generate_until([asked(text, {"until": [], "max_gen_toks": 5}) for text in texts])
+        for text, answer in zip(texts, found, strict=True):
+            prompt = loaded.tokenizer.encode(text)[-(opened.limit - 5) :]
+            (tokens,) = answer_greedily(loaded.model, [prompt], 5, loaded.tokenizer.eos_token_ids)
+            assert answer == loaded.tokenizer.decode(tokens)
 
 
 @pytest.mark.slow
