@@ -105,10 +105,13 @@ def _run(found: Pipeline, mode: Any, out: Any) -> Summary:
     from mlxforge.core.events import Control
     from mlxforge.runs.pipeline import run
     from mlxforge.runs.pipeline_report import summarise
+    from mlxforge.runs.project import TRAINING
 
     @contextmanager
     def shown(step: Step, states: dict[str, str]) -> Iterator[tuple[Emit, Control]]:
         control = Control()
+        # A polite kill ends other stages as Ctrl-C does; a run it leaves as kill -9 would, to go on from its checkpoint.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if step.stage in TRAINING else signal.default_int_handler)
         with _screen(step.stage, states, control, mode, out) as emit:
             yield emit, control
 

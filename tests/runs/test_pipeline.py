@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -330,6 +331,84 @@ def test_killed_in_the_middle_of_a_stage_it_goes_on_there(whole, documents, tmp_
 @pytest.mark.parametrize("count", [1, 2, 4, 6, 8, 10, 14, 18, 22, 26, 30, 34])
 def test_killed_anywhere_it_ends_with_the_same_bits(whole, documents, tmp_path, count):
     check_kill(whole, documents, tmp_path, "replace", count)
+
+
+ROAD = f"""
+name: p
+ingest:
+cpt: {TRAINING}}}
+sft: {TRAINING}, data: [chats.jsonl]}}
+pairs: {{samples: 2, max_tokens: 48, limit: 12}}
+dpo: {TRAINING}}}
+eval: {{data: [chats.jsonl], metrics: [exact_match], limit: 6, max_tokens: 8}}
+fuse:
+export: {{quants: [f16, q8_0]}}
+verify: {{texts: 20}}
+"""
+# Dies at the n-th event of a stage.
+KILLED_IN = """
+import os, signal, sys
+from contextlib import contextmanager
+from pathlib import Path
+from mlxforge.core.blas import load_blas
+load_blas()
+from mlxforge.core.events import Control
+from mlxforge.runs.pipeline import open_pipeline, run
+folder, stage, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+@contextmanager
+def shown(step, states):
+    heard = []
+    def emit(event):
+        heard.append(event)
+        if step.stage == stage and len(heard) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+    yield emit, Control()
+run(open_pipeline(Path(folder)), shown)
+"""
+
+
+def write_road(folder, documents):
+    write_project(folder, documents, ROAD)
+    rows = [
+        {"messages": [{"role": "user", "content": f"Say {n}."}, {"role": "assistant", "content": f"It is {n}."}]}
+        for n in range(30)
+    ]
+    (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def made(folder):
+    """What the road made, by content; of the report its figures."""
+    files = [
+        folder / "data" / "pairs.jsonl",
+        *sorted((folder / "exports").glob("*.gguf")),
+        folder / "exports/model/model.safetensors",
+    ]
+    report = json.loads((folder / "exports" / "report" / "report.json").read_text())
+    return {file.name: file.read_bytes().replace(str(folder).encode(), b"") for file in files} | {"results": report["results"]}
+
+
+@pytest.fixture(scope="module")
+def whole_road(documents, tmp_path_factory):
+    folder = write_road(tmp_path_factory.mktemp("road") / "p", documents)
+    assert len(done(folder)) == 9
+    return made(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "count"),
+    [("ingest", 2), ("pairs", 5), ("dpo", 8), ("eval", 9), ("export", 2), ("verify", 2)],
+)
+def test_killed_in_any_stage_the_road_ends_as_if_it_had_not_been(whole_road, documents, tmp_path, stage, count):
+    folder = write_road(tmp_path / "p", documents)
+    command = [sys.executable, "-c", KILLED_IN, str(folder), stage, str(count)]
+    died = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert done(folder)[0] == stage
+    assert made(folder) == whole_road
+    assert {action for action, _ in actions(folder).values()} == {"skip"}
+    assert not list((folder / "exports").glob(".*.unfinished"))
 
 
 def test_a_new_setting_of_a_later_version_changes_nothing(project):
