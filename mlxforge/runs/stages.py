@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mlxforge.core.errors import MissingExtraError, RunFailed
+from mlxforge.core.errors import DataError, MissingExtraError, RunFailed
 from mlxforge.core.events import Control, Emit, Noted
 from mlxforge.core.files import sweep
 from mlxforge.runs import pipeline_train
@@ -208,7 +208,12 @@ def _qa(road: Road, step: Step, output: Path, emit: Emit) -> dict[str, Any]:
     store = store_of(road, step)
     assert store is not None
     max_cost = step.get("max_cost")
-    return synth_qa(store, output, qa_settings(step), reached(road, step), max_cost=max_cost, force=True, emit=emit)
+    try:
+        return synth_qa(store, output, qa_settings(step), reached(road, step), max_cost=max_cost, force=True, emit=emit)
+    except DataError as error:
+        if "--rejects" in error.fix:  # an option of its own command
+            error.fix = f"mlxforge synth review {store} --list 4 shows some; another model may do better"
+        raise
 
 
 def _commands(road: Road, step: Step, output: Path, emit: Emit) -> dict[str, Any]:

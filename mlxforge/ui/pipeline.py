@@ -82,21 +82,23 @@ def _forecast(one: Forecast | None) -> tuple[str, ...]:
         units.clock(one.seconds) if one.seconds is not None else "",
         units.size(one.memory) if one.memory is not None else "",
         units.size(one.disk) if one.disk is not None else "",
-        f"${one.cost:.2f}" if one.cost is not None else "",
+        _dollars(one.cost) if one.cost is not None else "",
     )
 
 
 def _total(all_of: Sequence[Forecast]) -> tuple[str, ...]:
-    seconds = sum(one.seconds or 0 for one in all_of)
-    cost = sum(one.cost or 0 for one in all_of)
-    return (
-        units.count(sum(one.tokens or 0 for one in all_of)),
-        "",
-        units.clock(seconds) if seconds else "",
-        units.size(max((one.memory or 0 for one in all_of), default=0)),
-        units.size(sum(one.disk or 0 for one in all_of)),
-        f"${cost:.2f}" if cost else "",
+    """The sums; of memory the most. What nothing is known of stays empty."""
+    tokens, seconds, disk, cost = (
+        sum(getattr(one, key) or 0 for one in all_of) for key in ("tokens", "seconds", "disk", "cost")
     )
+    memory = max((one.memory or 0 for one in all_of), default=0)
+    shown = ((units.count, tokens), (units.clock, seconds), (units.size, memory), (units.size, disk), (_dollars, cost))
+    words = [write(value) if value else "" for write, value in shown]
+    return (words[0], "", *words[1:])
+
+
+def _dollars(value: float) -> str:
+    return f"${value:.2f}" if value >= 0.01 else "under $0.01"
 
 
 def show_summary(summary: Summary, out: Console) -> None:
