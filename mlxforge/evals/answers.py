@@ -109,7 +109,8 @@ def bleu_row(terms: Array) -> list[float]:
 
 def _of_sums(sums: Array, effective: bool) -> float:
     numbers = [round(float(number)) for number in sums]
-    return float(_bleu().compute_bleu(numbers[:4], numbers[4:8], *numbers[8:], effective_order=effective).score)
+    found = _bleu().compute_bleu(numbers[:4], numbers[4:8], *numbers[8:], smooth_method="exp", effective_order=effective)
+    return float(found.score)
 
 
 def stopped(row: Graded) -> Terms:

@@ -113,6 +113,20 @@ def test_corpus_bleu_is_sacrebleus_own():
     assert figure("bleu", rows(*BLEU_ROWS)) == pytest.approx(theirs)
 
 
+def test_bleu_is_smoothed_as_sacrebleu_does_where_no_long_phrase_matches():
+    pairs = [
+        ("the mill is by the old river", "a mill stood near that old bridge"),
+        ("red mill here now", "the red mill stands"),
+    ]
+    answers, references = zip(*pairs, strict=True)
+    theirs = BLEU().corpus_score(list(answers), [list(references)]).score
+    one = column(METRICS["bleu"], rows(*pairs))
+    assert value(one).value == pytest.approx(theirs)
+    assert theirs > 1
+    alone = [BLEU(effective_order=True).sentence_score(answer, [reference]).score for answer, reference in pairs]
+    assert one.scores() == pytest.approx(alone)
+
+
 def test_corpus_bleu_of_answers_under_four_words_is_0_and_their_rows_are_not():
     """No 4-gram can match: sacrebleu's corpus figure is 0, its sentence figure leaves long n-grams out."""
     one = column(METRICS["bleu"], rows(("red mill", "red mill"), ("Paris", "Paris")))
