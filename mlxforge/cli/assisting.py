@@ -98,5 +98,7 @@ def show_plan(found: dict[str, Any]) -> None:
     click.echo(f"models: {', '.join(found['models'])}")
     for one in found["sets"]:
         click.echo(f"{one['name']}: {some(one['rows'], 'row')} of {one['kind']}: {', '.join(one['metrics'])}")
+    if found["tasks"]:
+        click.echo(f"tasks: {', '.join(found['tasks'])}")
     if found["judge"]:
         show_estimate(found["judge"])

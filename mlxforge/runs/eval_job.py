@@ -132,6 +132,8 @@ def prepare(settings: EvalSettings, emit: Emit = ignore) -> Job:
     if settings.rag:
         sets = list(conditions(sets, settings.rag, top_k=settings.top_k, prompts=settings.prompts, notes=notes, emit=emit))
     given = {one.name: gives(one) | _judgeable(settings, one) for one in sets}
+    if settings.judge and not any("rubric" in found for found in given.values()):
+        raise ConfigError("no set has answers to judge", where="--judge", fix="give conversations: --data FILE")
     picked: Chosen = chosen(settings.metrics, given)
     measured = {name: _with_optioned(metrics, given[name]) for name, metrics in picked.metrics.items()}
     if RETENTION in measured and METRICS["bpb"] not in measured[RETENTION]:

@@ -62,8 +62,8 @@ def evaluate(settings: EvalSettings, emit: Emit = ignore) -> Report:
 
 
 def plan(settings: EvalSettings, emit: Emit = ignore) -> dict[str, Any]:
-    """What an evaluation would ask, asking nobody: ``models`` (labels), ``sets`` (name, kind, rows, metrics), ``judge`` (see
-    :func:`mlxforge.runs.judging.estimate`, None without one); errors as :func:`evaluate`."""
+    """What an evaluation would ask, asking nobody: ``models`` (labels), ``sets`` (name, kind, rows, metrics), ``tasks`` of
+    another suite, ``judge`` (see :func:`mlxforge.runs.judging.estimate`, None without one); errors as :func:`evaluate`."""
     job = prepare(settings, emit)
     return {
         "models": [named.label for named in job.models],
@@ -71,6 +71,7 @@ def plan(settings: EvalSettings, emit: Emit = ignore) -> dict[str, Any]:
             {"name": one.name, "kind": one.kind, "rows": len(one.rows), "metrics": [m.name for m in job.metrics[one.name]]}
             for one in job.sets
         ],
+        "tasks": list(settings.suite.tasks) if settings.suite else [],
         "judge": estimate(job, settings.judge, settings.prompts) if settings.judge else None,
     }
 

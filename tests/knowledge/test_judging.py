@@ -290,6 +290,13 @@ def test_what_cannot_judge_is_refused_in_one_line(words, says, tmp_path, capsys,
     assert not (tmp_path / "report").exists()
 
 
+def test_a_text_has_no_answers_to_judge(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("The mill.")
+    line = ["eval", "tiny", "-d", str(tmp_path / "a.txt"), "--judge", "openai", "-o", str(tmp_path / "report")]
+    assert run(line, debug=False) == 2
+    assert "no set has answers to judge" in capsys.readouterr().err
+
+
 def test_several_models_of_a_server_are_named_by_this_commands_own_flag(tmp_path, monkeypatch):
     from mlxforge.knowledge import endpoint
 

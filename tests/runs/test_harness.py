@@ -72,12 +72,12 @@ def sample(doc, label="none", **scores):
 
 def results(scores, corpus=0.5):
     """As the harness gives them: a mean over rows, the same by another filter, and a figure that is no mean."""
-    samples = [sample(doc, acc=score, bleu=["a", "b"]) for doc, score in enumerate(scores)]
+    samples = [sample(doc, acc=score, bleu=["a", "b"], f1=score) for doc, score in enumerate(scores)]
     samples += [sample(doc, "strict", acc=0.0) for doc in range(len(scores))]
     mean = sum(scores) / len(scores)
     told = {"alias": "mill", "sample_len": len(scores), "acc,none": mean, "acc_stderr,none": "N/A", "acc,strict": 0.0}
     return {
-        "results": {"mill": {**told, "bleu,none": corpus, "bleu_stderr,none": "N/A"}},
+        "results": {"mill": {**told, "bleu,none": corpus, "f1,none": corpus, "bleu_stderr,none": "N/A"}},
         "samples": {"mill": samples},
         "higher_is_better": {"mill": {"acc": True, "bleu": True}},
         "n-shot": {"mill": 2},
@@ -101,16 +101,17 @@ def test_a_task_is_a_set_with_intervals_over_its_rows_and_tests_between_models()
     assert (acc.value, acc.n, acc.better) == (0.25, 4, "higher")
     assert 0 <= acc.low < acc.value < acc.high <= 1
     assert report.results["two"]["mill"]["acc"].low == pytest.approx(0.025**0.25)  # of four of four, Clopper and Pearson
-    # Rows of a figure that is no mean of them cannot be redrawn.
-    bleu = report.results["one"]["mill"]["bleu"]
-    assert (bleu.value, bleu.low, bleu.better) == (0.5, None, "higher")
+    # Rows of a figure that is no mean of them cannot be redrawn, with or without numbers of their own.
+    for name, better in (("bleu", "higher"), ("f1", "")):
+        corpus = report.results["one"]["mill"][name]
+        assert (corpus.value, corpus.low, corpus.n, corpus.better) == (0.5, None, 4, better)
     assert report.results["one"]["mill"]["acc_strict"].value == 0.0
     (test,) = [test for test in report.tests if test.metric == "acc"]
     assert (test.model, test.against, test.difference, test.n) == ("two", "one", 0.75, 4)
     assert test.p == pytest.approx(0.25)  # three rows differ: 2 of the 8 ways to swap them
     assert [(line["model"], line["row"], line["scores"]) for line in lines[:2]] == [
-        ("one", 0, {"acc": 1.0, "acc_strict": 0.0}),
-        ("one", 1, {"acc": 0.0, "acc_strict": 0.0}),
+        ("one", 0, {"acc": 1.0, "f1": 1.0, "acc_strict": 0.0}),
+        ("one", 1, {"acc": 0.0, "f1": 0.0, "acc_strict": 0.0}),
     ]
     assert (lines[0]["prompt"], lines[0]["answer"], lines[0]["reference"]) == ("Question 0?", "answer 0", "right")
 

@@ -88,6 +88,12 @@ def test_hits_are_counted_among_the_first_k(tmp_path, kb):
     assert [row.hit for row in opened(tmp_path, kb, *rows, top_k=6)["q+rag"].rows] == [1.0, 1.0, None, 0.0]
 
 
+def test_gold_is_the_very_passage_that_a_row_names(tmp_path, kb):
+    rows = [ask("Who built the mill?", source=of("mill", place)) for place in (0, 1, 2, -1)]
+    gold = opened(tmp_path, kb, *rows)["q+gold"]
+    assert [row.context[0]["text"] for row in gold.rows] == ["About the mill.", FACTS["mill"]]
+
+
 def test_without_provenance_there_is_no_gold(tmp_path, kb):
     notes = []
     sets = opened(tmp_path, kb, ask("Who built the mill?"), ask("And the gate?", source="a book"), notes=notes)
