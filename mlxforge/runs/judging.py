@@ -18,6 +18,7 @@ from mlxforge.core.errors import ConfigError, Interrupted, MissingExtraError, Ml
 from mlxforge.core.events import Progress, Warned
 from mlxforge.core.files import bytes_hash
 from mlxforge.data.formats.turns import written
+from mlxforge.evals.figures import chance
 from mlxforge.evals.graded import Graded
 from mlxforge.evals.judged import cell, is_right, kappa
 from mlxforge.knowledge.asked import Purse, Reply, Request
@@ -231,7 +232,7 @@ def _fill(job: Job, verdicts: Verdicts) -> None:
 
 
 # What is asked -> what `rows.jsonl` calls it.
-WORDS = {"rubric": "rubric", "forth": "after the first model's", "back": "before the first model's"}
+WORDS = {"rubric": "rubric", "forth": "as answer B", "back": "as answer A"}
 
 
 def _win(job: Job, name: str, place: int, label: str, verdicts: Verdicts) -> float | None:
@@ -261,9 +262,16 @@ def _told(job: Job, verdicts: Verdicts) -> Iterator[str]:
             count = Counter(mine.win for mine, _ in known)
             equal = sum((mine.answer or "").strip() == (theirs.answer or "").strip() for mine, theirs in known)
             turned = sum(_turned(one.name, place, label, verdicts) for place in range(len(pairs)))
-            told = f"{count[1.0]:,} won, {count[0.0]:,} lost, {count[0.5]:,} tied"
+            told = f"{count[1.0]:,} won, {count[0.0]:,} lost, {count[0.5]:,} tied, {chance(_by_chance(count[1.0], count[0.0]))}"
             why = f"{equal:,} equal answers, {turned:,} verdicts that changed with the order"
             yield f"judge: {one.name}, {label} against {first}: {told} ({why}){_agreed(known)}"
+
+
+def _by_chance(won: int, lost: int) -> float:
+    """p of the sign test: how likely a fair coin falls so unevenly, ties left out."""
+    tosses = won + lost
+    ways = sum(math.comb(tosses, heads) for heads in range(min(won, lost) + 1))
+    return min(1.0, 2 * ways / 2**tosses)
 
 
 def _turned(name: str, place: int, label: str, verdicts: Verdicts) -> bool:
@@ -272,22 +280,21 @@ def _turned(name: str, place: int, label: str, verdicts: Verdicts) -> bool:
 
 
 def _agreed(known: Sequence[tuple[Graded, Graded]]) -> str:
-    """How far exact match prefers the same of two answers; empty where there are no references."""
+    """How far the judge agrees with exact match where that tells two answers apart; empty where it tells none."""
     import numpy as np
 
     right = [(mine.win, is_right(mine), is_right(theirs)) for mine, theirs in known]
-    cells = [
-        cell(round(2 * win), 1 + mine - theirs, 3)
+    told = [
+        (round(2 * win), 1 + mine - theirs)
         for win, mine, theirs in right
         if win is not None and mine is not None and theirs is not None
     ]
-    if not cells:
+    apart = [judged == exact for judged, exact in told if exact != 1]
+    if not apart:
         return ""
-    terms = np.array(cells)
-    share = float(terms[:, [0, 4, 8]].sum() / len(cells))
-    beyond = float(kappa(terms, np.ones((1, len(cells))))[0])
-    told = f", kappa {beyond:.2f}" if math.isfinite(beyond) else ""
-    return f"; exact match says the same of {share:.0%}{told}"
+    beyond = float(kappa(np.array([cell(*one, 3) for one in told]), np.ones((1, len(told))))[0])
+    kappa_told = f"; kappa over all {beyond:.2f}" if math.isfinite(beyond) else ""
+    return f"; of {len(apart):,} that exact match tells apart it prefers the right one in {sum(apart):,}{kappa_told}"
 
 
 def estimate(job: Job, judge: JudgeSettings, prompts: Path | None) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from mlxforge.evals.report import load_report
 from mlxforge.knowledge.asked import CostReached, ProviderSettings
 from mlxforge.models.tiny import make_tiny
 from mlxforge.runs.eval_job import EvalSettings, JudgeSettings, prepare
-from mlxforge.runs.judging import Judge, judge_answers
+from mlxforge.runs.judging import Judge, _by_chance, judge_answers
 
 QUESTIONS = [("Where is the mill?", "By the river."), ("Who keeps it?", "Cora Vane."), ("What is green?", "The gate.")]
 
@@ -84,7 +84,9 @@ def test_the_better_answer_wins_in_both_orders(tmp_path):
     assert of(job, "two", "rubric") == [3.0, 1.0, 1.0]
     # Equal answers are compared by nobody, and equal questions are asked once: 5 of points, 4 of order.
     assert len(asked) == 9
-    assert any("two against one: 1 won, 1 lost, 1 tied (1 equal answers, 0 verdicts that changed" in n for n in job.notes)
+    assert any(
+        "two against one: 1 won, 1 lost, 1 tied, p=1.000 (1 equal answers, 0 verdicts that changed" in n for n in job.notes
+    )
     # The models the other way round: what was won is lost.
     turned, *_ = judged(tmp_path, longer, dict(reversed(answers.items())))
     assert [1 - win for win in of(turned, "one", "win")] == of(job, "two", "win")
@@ -97,7 +99,7 @@ def test_a_verdict_that_changes_with_the_order_is_a_tie(tmp_path):
     assert len(asked) == 12
     assert any("3 verdicts that changed with the order" in note for note in job.notes)
     said = job.judged["two", "q", 0]
-    assert said["after the first model's"]["better"] == said["before the first model's"]["better"] == "A"
+    assert said["as answer A"]["better"] == said["as answer B"]["better"] == "A"
 
 
 def test_one_tie_of_two_is_a_tie(tmp_path):
@@ -134,7 +136,13 @@ def test_agreement_with_exact_match(tmp_path):
     assert value(column(METRICS["judge_agreement"], rows)).value == 0.0
     assert value(column(METRICS["judge_kappa"], rows)).value == pytest.approx(-0.8)  # (0 - 4/9) / (1 - 4/9)
     pairs, *_ = judged(tmp_path, longer, {"one": ["nowhere", "Cora Vane", "x"], "two": ["By the river.", "C", "y"]})
-    assert any(note.endswith("exact match says the same of 100%, kappa 1.00") for note in pairs.notes)
+    told = "; of 2 that exact match tells apart it prefers the right one in 2; kappa over all 1.00"
+    assert any(note.endswith(told) for note in pairs.notes)
+
+
+def test_the_sign_test_done_by_hand():
+    """Of five, none or all: 2 ways of 32. Of four, one or fewer or three or more: 10 of 16. Nothing won or lost is no news."""
+    assert (_by_chance(5, 0), _by_chance(1, 3), _by_chance(0, 0), _by_chance(2, 2)) == (2 / 32, 10 / 16, 1, 1)
 
 
 def test_kappa_of_a_table_done_by_hand():
@@ -219,6 +227,7 @@ def test_the_report_has_wins_points_and_reasons(tmp_path, capsys):
     assert {"judge_agreement", "judge_kappa", "exact_match"} <= set(one)
     lines = [json.loads(line) for line in (tmp_path / "report" / "rows.jsonl").read_text().splitlines()]
     assert {line["judge"]["rubric"]["reason"] for line in lines} == {"By length."}
+    assert "By length." in (tmp_path / "report" / "report.html").read_text()
     assert report.settings["judge"] == "openai"
     assert "rubric" in capsys.readouterr().out
 
