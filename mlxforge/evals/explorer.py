@@ -37,6 +37,8 @@ def _row(name: str, row: int, lines: dict[str, Line]) -> dict[str, Any]:
     for label, line in lines.items():
         scores = {metric: score for metric, score in line.scores.items() if score is not None}
         answers[label] = {"text": _cut(line.answer), "finish": line.finish, "scores": scores, "context": _cut(line.context)}
+        if line.judge:
+            answers[label]["judge"] = _cut(line.judge)
         if line.prompt != first.prompt:
             answers[label]["prompt"] = _cut(line.prompt)
     told = {"prompt": _cut(first.prompt), "reference": _cut(first.reference), "source": _cut(first.source)}

@@ -33,6 +33,7 @@ class Line(msgspec.Struct, frozen=True):
     scores: dict[str, float | None] = {}
     context: list[dict[str, Any]] | None = None
     source: Any = None
+    judge: dict[str, Any] | None = None  # what was asked -> the verdict with its reason
 
 
 class Kept(NamedTuple):

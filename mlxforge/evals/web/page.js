@@ -165,6 +165,11 @@ function answer(row, label, model, against, marks) {
     for (const passage of one.context) passages.append(part([passage.document, passage.chunk].filter((name) => name !== undefined && name !== null).join(" · "), box(passage.text)));
     made.append(folded(`${one.context.length} passage${one.context.length === 1 ? "" : "s"}`, passages));
   }
+  if (one.judge) {
+    const said = element("div", "answers");
+    for (const [what, found] of Object.entries(one.judge)) said.append(part(what, box(found.reason), found.score ?? found.better));
+    made.append(folded("the judge", said));
+  }
   return made;
 }
 function fill(inside, row, model, against, marks) {
