@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import IO, Any
 
 from mlxforge.core.files import cache_dir, disk_errors
@@ -22,6 +21,7 @@ class Kept:
         self.found: dict[str, Any] = {}
         self.added = 0
         self._file: IO[bytes] | None = None
+        self._begin = b""
         if fresh:
             with disk_errors(self.path):
                 self.path.unlink(missing_ok=True)
@@ -29,10 +29,11 @@ class Kept:
 
     def _read(self) -> None:
         try:
-            lines = self.path.read_bytes().splitlines()
+            data = self.path.read_bytes()
         except OSError:
             return
-        for line in lines:
+        self._begin = b"" if data.endswith(b"\n") else b"\n"
+        for line in data.splitlines():
             try:
                 key, value = json.loads(line)
             except ValueError:  # two processes, or one that was killed
@@ -52,8 +53,8 @@ class Kept:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - held until the end
             # One write for a line, so that the lines of two processes do not mix; a line that broke off gets its end.
-            begin = b"\n" if self._file.tell() == 0 and os.fstat(self._file.fileno()).st_size else b""
-            self._file.write(begin + json.dumps([key, value]).encode() + b"\n")
+            self._file.write(self._begin + json.dumps([key, value]).encode() + b"\n")
+            self._begin = b""
 
     def __enter__(self) -> Kept:
         return self

@@ -21,6 +21,7 @@ from mlxforge.models.load import fast_tokenizer, load, resolve_model
 from mlxforge.models.scoring import Scorer
 from mlxforge.models.tiny import make_tiny
 from mlxforge.runs.eval_job import EvalSettings, output_folder
+from mlxforge.runs.eval_kept import Kept
 from mlxforge.runs.eval_sets import Spec, parse_sets, read_set
 from mlxforge.runs.evaluate import evaluate
 from mlxforge.runs.passages import passages
@@ -296,6 +297,18 @@ def test_what_was_answered_is_not_asked_again_after_a_stop(tmp_path):
     heard = []
     evaluate(settings(tmp_path, data=asked.data, limit=5, max_tokens=3, metrics=["f1"]), heard.append)
     assert not any("answered before" in event.message for event in heard if isinstance(event, Noted))
+
+
+def test_a_line_that_broke_off_does_not_take_the_next_one_with_it():
+    with Kept("cut") as kept:
+        kept.add("one", [1])
+        kept.add("two", [2])
+    kept.path.write_bytes(kept.path.read_bytes()[:-4])
+    with Kept("cut") as again:
+        assert again.found == {"one": [1]}
+        again.add("two", [2])
+        again.add("three", [3])
+    assert Kept("cut").found == {"one": [1], "two": [2], "three": [3]}
 
 
 def test_a_model_whose_template_cannot_be_used_says_why_it_has_no_answers(tmp_path):
