@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlxforge.api import dashboard, detect_model, list_runs, plain, plan, resume, train
+    from mlxforge.api import dashboard, detect_model, evaluate, gate, list_runs, pipeline, plain, plan, resume, train
     from mlxforge.core.errors import MlxforgeError
     from mlxforge.core.events import Control
     from mlxforge.core.settings import (
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
         SftConfig,
         SimpoConfig,
     )
+    from mlxforge.knowledge.asked import ProviderSettings
+    from mlxforge.runs.eval_job import EvalSettings, JudgeSettings, SuiteSettings
 
 # Looked up when used, so that `import mlxforge` costs nothing.
 _EXPORTS = {
@@ -30,15 +32,22 @@ _EXPORTS = {
     "CpoConfig": "mlxforge.core.settings",
     "CptConfig": "mlxforge.core.settings",
     "DpoConfig": "mlxforge.core.settings",
+    "EvalSettings": "mlxforge.runs.eval_job",
+    "JudgeSettings": "mlxforge.runs.eval_job",
     "KtoConfig": "mlxforge.core.settings",
     "LoraSettings": "mlxforge.core.settings",
     "MlxforgeError": "mlxforge.core.errors",
     "OrpoConfig": "mlxforge.core.settings",
+    "ProviderSettings": "mlxforge.knowledge.asked",
     "SftConfig": "mlxforge.core.settings",
     "SimpoConfig": "mlxforge.core.settings",
+    "SuiteSettings": "mlxforge.runs.eval_job",
     "dashboard": "mlxforge.api",
     "detect_model": "mlxforge.api",
+    "evaluate": "mlxforge.api",
+    "gate": "mlxforge.api",
     "list_runs": "mlxforge.api",
+    "pipeline": "mlxforge.api",
     "plain": "mlxforge.api",
     "plan": "mlxforge.api",
     "resume": "mlxforge.api",
@@ -49,15 +58,22 @@ __all__ = [
     "CpoConfig",
     "CptConfig",
     "DpoConfig",
+    "EvalSettings",
+    "JudgeSettings",
     "KtoConfig",
     "LoraSettings",
     "MlxforgeError",
     "OrpoConfig",
+    "ProviderSettings",
     "SftConfig",
     "SimpoConfig",
+    "SuiteSettings",
     "dashboard",
     "detect_model",
+    "evaluate",
+    "gate",
     "list_runs",
+    "pipeline",
     "plain",
     "plan",
     "resume",

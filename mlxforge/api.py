@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from mlxforge.core.blas import load_blas
 from mlxforge.core.config import checked
@@ -20,6 +20,11 @@ from mlxforge.core.events import Control, Emit, fan_out
 from mlxforge.core.settings import TrainSettings
 from mlxforge.runs import train as training
 from mlxforge.runs.execution import RunResult
+
+if TYPE_CHECKING:
+    from mlxforge.evals.report import Report
+    from mlxforge.evals.road import Summary
+    from mlxforge.runs.eval_job import EvalSettings
 
 load_blas()  # before anything imports MLX
 
@@ -56,9 +61,94 @@ def _tracked(listeners: Sequence[Emit]) -> Iterator[list[Emit]]:
         following.close("interrupted")
 
 
-def plan(config: TrainSettings, listeners: Sequence[Emit] = ()) -> dict[str, Any]:
-    """What a run would do and need (rows, tokens, steps, memory in bytes by part, seconds); writes nothing."""
-    return training.dry_run(checked(config), listeners)
+def plan(
+    config: TrainSettings, listeners: Sequence[Emit] = (), *, probe: bool = False, memory: int | None = None
+) -> dict[str, Any]:
+    """What a run would do and need (rows, tokens, steps, memory in bytes by part, seconds); writes nothing.
+
+    Args:
+        probe: measure memory and time in two updates on this machine.
+        memory: bytes that the run may take: ``fit`` of the result is what to change so that it does.
+
+    Raises:
+        ConfigError: no settings fit into ``memory``.
+    """
+    return training.dry_run(checked(config), listeners, probe=probe, memory=memory)
+
+
+def evaluate(settings: EvalSettings, listeners: Sequence[Emit] = ()) -> Report:
+    """Evaluates models side by side on the same rows; the report's folder is ``settings.output``.
+
+    What a model gave is kept as it comes: the same call goes on where it was stopped.
+
+    Raises:
+        MlxforgeError: one clear line on what is wrong, where, and the fix.
+    """
+    from mlxforge.runs.evaluate import evaluate
+
+    return evaluate(settings, fan_out(listeners))
+
+
+def gate(
+    report: str | Path,
+    require: Sequence[str] = (),
+    no_regression: Sequence[str] = (),
+    *,
+    against: str | None = None,
+    confidence: float = 0.95,
+    strict: bool = False,
+    runs_dir: str = "runs",
+) -> dict[str, Any]:
+    """Holds a report to requirements, such as ``sft.exact_match>=0.6`` and ``retention.bpb:0.02``.
+
+    Returns:
+        What ``gate.json`` holds: ``passed``, and ``requirements`` with the value, interval and reason of each.
+
+    Raises:
+        ConfigError: a requirement that cannot be read, or names what the report has not.
+        DataError: no report.
+    """
+    from mlxforge.runs.gate import gate
+
+    return gate(
+        Path(report), require, no_regression, against=against, confidence=confidence, strict=strict, runs_dir=Path(runs_dir)
+    )
+
+
+def pipeline(
+    project: str | Path = ".",
+    *,
+    start: str | None = None,
+    only: str | None = None,
+    listeners: Sequence[Emit] = (),
+    control: Control | None = None,
+) -> Summary:
+    """Does what is to be done of a project: ``project`` is its ``forge.yaml`` or the folder. Nobody is asked.
+
+    Args:
+        start: a stage that is done again, with what follows from it.
+        only: a stage that alone is done again.
+
+    Returns:
+        Of each stage what it gained and what it cost; ``ships`` tells whether the report reaches what the gate requires.
+
+    Raises:
+        ConfigError: mistakes in the file, or what is missing for a stage, a line each.
+        Interrupted: stopped by the user; the same call goes on.
+    """
+    from mlxforge.runs.pipeline import open_pipeline, run
+    from mlxforge.runs.pipeline_report import summarise
+
+    found = open_pipeline(Path(project), start, only)
+    with _tracked(listeners) as heard:
+
+        @contextmanager
+        def shown(*_: object) -> Iterator[tuple[Emit, Control]]:
+            yield fan_out(heard), control or Control()
+
+        if found.work:
+            run(found, shown)
+    return summarise(found)
 
 
 def list_runs(runs_dir: str = "runs") -> list[Any]:
