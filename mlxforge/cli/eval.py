@@ -103,7 +103,7 @@ def eval(  # noqa: A001 - the name of the command
     from mlxforge.runs.evaluate import evaluate, plan
     from mlxforge.ui.bars import bars
 
-    if prefer_tuned:
+    if prefer_tuned is not None:
         models = (*models, preferred(prefer_tuned, given["runs_dir"]))
     given["map"] = _mapped(mapping)
     given["retention"] = "" if no_retention else given["retention"]

@@ -53,7 +53,7 @@ def model_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def named(model: str | None, prefer_tuned: str | None, runs_dir: Path, **options: Any) -> None:
-        if prefer_tuned:
+        if prefer_tuned is not None:
             model = preferred(prefer_tuned, runs_dir, model)
         command(model=model, runs_dir=runs_dir, **options)
 
@@ -69,8 +69,8 @@ def chosen(model: str | None, runs_dir: Path) -> str:
 
     if (slow := load_blas()) and sys.stderr.isatty():
         click.echo(slow, err=True)
-    name = model or default_model(runs_dir)
-    if not model:
+    name = default_model(runs_dir) if model is None else model
+    if model is None:
         click.echo(f"model: {name}", err=True)
     return name
 

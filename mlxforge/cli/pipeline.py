@@ -174,6 +174,8 @@ def project_of(run: str, runs_dir: Path) -> Path | None:
     if run == "last":
         return next((place for place in (runs_dir.parent, Path()) if (place / FILE).is_file()), None)
     named = Path(run)
+    if not run:  # no path, and not this folder either
+        return None
     return named if (named / FILE).is_file() else named.parent if named.name == FILE and named.is_file() else None
 
 

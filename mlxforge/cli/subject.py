@@ -86,7 +86,7 @@ def subject(command: Callable[..., None]) -> Callable[..., None]:
         def base() -> Base:
             from mlxforge.runs.opening import subject as resolved
 
-            name = preferred(prefer_tuned, runs_dir, run, model, adapters) if prefer_tuned else run
+            name = preferred(prefer_tuned, runs_dir, run, model, adapters) if prefer_tuned is not None else run
             return resolved(name, model, adapters, runs_dir)
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -110,7 +110,7 @@ def resolve_base(name: str, runs_dir: Path) -> Base:
     if not is_folder(name):
         if "@" in name and is_folder(name.rpartition("@")[0]):  # a run directory's checkpoint
             return _of_run(*find_checkpoint(name, runs_dir))
-        if name != "tiny" and name in {run.name for run in list_runs(runs_dir)}:
+        if name != "tiny" and {name, name.rpartition("@")[0]} & {run.name for run in list_runs(runs_dir)}:
             raise ModelError("a run, not a model", where=name, fix=f"did you mean '{RUN}{name}'?")
         return Base(name)
     folder = local(name)

@@ -147,6 +147,9 @@ def find_run(name: str | Path, runs_dir: Path) -> Path:
         raise RunError("there are no runs here", where=str(runs_dir), fix="choose the folder with --runs-dir")
     if wanted == LAST:
         return known[-1]
+    whole, _, at = wanted.rpartition("@")
+    if at and whole in by_name:
+        raise RunError("a checkpoint, and this takes whole runs", where=wanted, fix=f"give '{whole}'")
     raise RunError(f"no run '{wanted}' in {runs_dir}", fix=did_you_mean(wanted, by_name))
 
 

@@ -73,6 +73,19 @@ def test_an_unknown_run_is_one_clear_error(folder, verb) -> None:
     assert "did you mean 'demo'" in str(done.exception)
 
 
+@pytest.mark.parametrize("verb", ["show", "compare", "watch", "plot", "rm"])
+def test_a_checkpoint_where_a_run_is_wanted_is_told(folder, verb) -> None:
+    done = call(verb, "run:demo@best", "--runs-dir", folder)
+    assert isinstance(done.exception, RunError)
+    assert "demo@best: a checkpoint, and this takes whole runs (give 'demo')" in str(done.exception)
+
+
+def test_an_empty_name_to_watch_is_no_project(tmp_path, monkeypatch) -> None:
+    (tmp_path / "forge.yaml").write_text("model: tiny\n")
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(call("watch", "").exception, RunError)
+
+
 def test_a_damaged_record_is_one_clear_error(folder) -> None:
     (folder / "demo" / "run.json").write_text("{")
     assert isinstance(call("show", "demo", "--runs-dir", folder).exception, RunError)

@@ -12,7 +12,7 @@ import pytest
 
 from mlxforge import Control, CptConfig, SftConfig, resume, train
 from mlxforge.core.config import from_dict
-from mlxforge.core.errors import RunError
+from mlxforge.core.errors import ModelError, RunError
 from mlxforge.runs.checkpoints import kept_steps, linked_step
 from mlxforge.runs.lineage import content_hash, parent_of, parents_of
 from mlxforge.runs.models import detect_model
@@ -112,6 +112,8 @@ def test_what_is_no_checkpoint_is_told_with_those_that_are(runs, tmp_path):
         resolve_base("run:below@", runs)
     with pytest.raises(RunError, match="no run 'nobody'"):
         resolve_base("run:nobody@2", runs)
+    with pytest.raises(ModelError, match="did you mean 'run:below@2'"):
+        resolve_base("below@2", runs)
     odd = tmp_path / "a@2"
     shutil.copytree(runs / "below", odd)
     assert resolve_base("run:a@2", tmp_path).run == odd

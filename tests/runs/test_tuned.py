@@ -13,7 +13,7 @@ from mlxforge.cli.fuse import fuse
 from mlxforge.cli.generate import generate
 from mlxforge.cli.runs import runs as command
 from mlxforge.core.config import from_dict
-from mlxforge.core.errors import ConfigError, RunError
+from mlxforge.core.errors import ConfigError, MlxforgeError, RunError
 from mlxforge.core.files import locked
 from mlxforge.runs.record import list_runs, write_record
 from mlxforge.runs.tuned import prefer_tuned
@@ -105,6 +105,14 @@ def test_two_models_are_refused(runs):
         done = CliRunner().invoke(verb, [*words, "--prefer-tuned", "mill", "--runs-dir", str(runs)])
         assert isinstance(done.exception, ConfigError)
         assert "two models are named" in str(done.exception)
+
+
+@pytest.mark.parametrize("option", ["--prefer-tuned", "--model"])
+def test_an_empty_name_is_not_the_last_run(runs, option):
+    """As a script has it whose variable is not set."""
+    done = CliRunner().invoke(generate, ["Hi", option, "", "--runs-dir", str(runs)])
+    assert isinstance(done.exception, MlxforgeError)
+    assert not done.stdout
 
 
 def test_the_list_of_runs_says_what_passed(tmp_path):
