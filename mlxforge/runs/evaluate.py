@@ -57,6 +57,7 @@ def evaluate(settings: EvalSettings, emit: Emit = ignore) -> Report:
         rows = chain(rows, add(report, job))
     write_report(report, rows, folder)
     if stopped is not None:
+        stopped.fix = stopped.fix or f"{folder} has what it said until then; the same command asks for the rest"
         raise stopped
     return report
 

@@ -246,7 +246,9 @@ def test_a_judge_that_breaks_off_leaves_the_report(tmp_path, capsys):
         server.most = 2
         words = ["--judge", "openai", "--judge-url", server.url, "--judge-concurrency", "1"]
         assert command(tmp_path, *words) == 1
-        assert "no more" in capsys.readouterr().err.splitlines()[-1]
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert "no more" in last
+        assert "the same command asks for the rest" in last
         report = load_report(tmp_path / "report")
         assert report.results["one"]["q"]["exact_match"].n == 3
         assert report.results["one"]["q"]["rubric"].n == 2
