@@ -73,7 +73,9 @@ def plan(
     Raises:
         ConfigError: no settings fit into ``memory``.
     """
-    return training.dry_run(checked(config), listeners, probe=probe, memory=memory)
+    from mlxforge.runs.plan import plan
+
+    return plan(checked(config), listeners, probe=probe, memory=memory)
 
 
 def evaluate(settings: EvalSettings, listeners: Sequence[Emit] = ()) -> Report:

@@ -86,13 +86,13 @@ def _only_resume(file: Path | None, assignments: tuple[str, ...], flags: dict[st
 def show_plan(config: TrainSettings, probe: bool, memory: str | None, as_json: bool) -> None:
     """Prints the plan of a run, with the settings that it is for; with ``memory``, those that fit into it."""
     from mlxforge.runs.fit import parse_size
-    from mlxforge.runs.train import dry_run
+    from mlxforge.runs.plan import plan
     from mlxforge.ui.listen import listeners
 
     size = None if memory is None else parse_size(memory)
     with listeners("json" if as_json else "quiet") as emit:
-        plan = dry_run(config, [emit], probe=probe, memory=size)
-    click.echo(_json({"config": to_dict(config), "plan": plan}) if as_json else _page(config, plan))
+        found = plan(config, [emit], probe=probe, memory=size)
+    click.echo(_json({"config": to_dict(config), "plan": found}) if as_json else _page(config, found))
 
 
 def _run(config: TrainSettings, objective: str, resume: str | None, mode: Any) -> None:

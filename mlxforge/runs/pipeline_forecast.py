@@ -43,7 +43,7 @@ def forecast(road: Road, planned: Planned, emit: Emit) -> Forecast:
 
 def _training(road: Road, step: Step, emit: Emit) -> Forecast:
     """Of a run whose base is not trained yet the project's own: it has the same size."""
-    from mlxforge.runs.train import dry_run
+    from mlxforge.runs.plan import plan
 
     taken = road.taken(step)
     done = taken is None or ((record := road.ledger.read(taken.name)) is not None and record.status == "done")
@@ -53,7 +53,7 @@ def _training(road: Road, step: Step, emit: Emit) -> Forecast:
     if ingest is not None:  # what will be in the knowledge base, about: the same documents, read as text
         job = msgspec.structs.replace(job, data=[expand(spec) for spec in road.table["ingest"].reads(road, ingest)])
         why = "by the documents' plain text"
-    found = dry_run(msgspec.structs.replace(job, model=model, name=None), [emit])
+    found = plan(msgspec.structs.replace(job, model=model, name=None), [emit])
     adapter = int(found["memory"]["adapters"])
     kept = 3 * adapter * (step.get("keep") + 2)  # weights and two moments in each checkpoint
     return Forecast(

@@ -76,15 +76,6 @@ def resume(
     return execute(config, objective_of(config), prepare(config, emit), emit, control or Control(), (path, record))
 
 
-def dry_run(
-    config: TrainSettings, listeners: Sequence[Emit] = (), *, probe: bool = False, memory: int | None = None
-) -> dict[str, Any]:
-    """The plan of a run, with a forecast of time and memory; see :func:`mlxforge.runs.plan.plan`. Writes nothing."""
-    from mlxforge.runs.plan import plan
-
-    return plan(config, listeners, probe=probe, memory=memory)
-
-
 def settled(config: TrainSettings) -> TrainSettings:
     """``from_run`` as what it means: the run's base, and its adapter to start from."""
     config = _with_run_text(config)
