@@ -123,6 +123,10 @@ def load_report(path: Path) -> Report:
         raise DataError(f"no report: {error.strerror}", where=str(file), fix="make one: mlxforge eval … -o DIR") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DataError(f"not a report of mlxforge eval: {error}", where=str(file), fix="make it anew") from error
+    if not report.models:
+        raise DataError(
+            "not a report of mlxforge eval: no models in it", where=str(file), fix="make one: mlxforge eval … -o DIR"
+        )
     if report.version > VERSION:
         raise DataError(f"written by a newer mlxforge (version {report.version})", where=str(file), fix="update mlxforge")
     return report

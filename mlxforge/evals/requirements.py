@@ -90,7 +90,11 @@ def read_tolerance(text: str, report: Report, models: Sequence[str], against: st
         if one.label == other:
             what = f"'{other}' is held against itself" if len(labels(report)) > 1 else "the report has one model"
             raise ConfigError(what, where=where, fix="name another: --against LABEL, or evaluate two models")
-        if not _better(report, one):
+        if (held := figure(report, *one)) is None:
+            raise ConfigError(
+                f"'{one.label}' has no figure '{one.set}.{one.metric}'", where=where, fix="evaluate it on that set"
+            )
+        if not held.better:
             raise ConfigError(f"'{one.metric}' has no better direction", where=where, fix="use --require with a bound")
     return [Tolerance(text, one, other, allowed, share) for one in paths]
 
@@ -184,8 +188,3 @@ def _ambiguous(path: str, choices: Iterable[str], where: str) -> ConfigError:
 
 def _or(words: Sequence[str]) -> str:
     return " or ".join(f"'{word}'" for word in words)
-
-
-def _better(report: Report, path: Path) -> str:
-    value = figure(report, *path)
-    return value.better if value else ""

@@ -238,6 +238,13 @@ def test_a_figure_without_a_good_direction_is_refused():
         read_tolerance("x:0", made, ["b"], None)
 
 
+def test_a_figure_that_one_model_lacks_is_told():
+    made = report()
+    made.results["sft"].pop("retention")
+    with pytest.raises(ConfigError, match=r"'sft' has no figure 'retention\.bpb'"):
+        read_tolerance("retention.bpb:0", made, ["sft"], None)
+
+
 def drawn(rng, rows, loss, allowed):
     """Whether a drawn pair of models fails ``x:allowed``, as usual and when strict; the second one has lost a share."""
     first = (rng.random(rows) < 0.6).astype(float)

@@ -71,6 +71,12 @@ def test_a_report_comes_back_as_it_was(written):
     assert sorted(one.name for one in written.iterdir()) == sorted([REPORT, ROWS, MARKDOWN, PAGE])
 
 
+def test_another_file_is_no_report(tmp_path):
+    (tmp_path / REPORT).write_text('{"stages": []}')
+    with pytest.raises(DataError, match="no models in it"):
+        load_report(tmp_path)
+
+
 def test_rows_come_back_as_they_were(written):
     found = [json.loads(text) for text in (written / ROWS).read_text("utf-8").split("\n") if text]
     assert found == [json.loads(json.dumps(one).replace("\\ud83d", "?")) for one in rows()]
