@@ -16,7 +16,8 @@ from mlxforge.evals.report import REPORT, ROWS, ModelInfo
 from mlxforge.knowledge.asked import ProviderSettings
 from mlxforge.runs.eval_sets import RETENTION, EvalSet, Spec, parse_sets, read_set, retention_text
 from mlxforge.runs.rag import FOUND, conditions
-from mlxforge.runs.subjects import WINDOW, Named, info_of, name_models, vocabulary
+from mlxforge.runs.subject import WINDOW
+from mlxforge.runs.subjects import Named, info_of, name_models, vocabulary
 
 OPTIONED = frozenset({"hit", "rubric", "win"})  # what only an option of its own gives
 
@@ -136,6 +137,8 @@ def prepare(settings: EvalSettings, emit: Emit = ignore) -> Job:
         raise ConfigError("no set has answers to judge", where="--judge", fix="give conversations: --data FILE")
     picked: Chosen = chosen(settings.metrics, given)
     measured = {name: _with_optioned(metrics, given[name]) for name, metrics in picked.metrics.items()}
+    if (asked := {name: found for name, found in given.items() if name != RETENTION}) and not any(map(measured.get, asked)):
+        chosen(settings.metrics, asked)  # general text alone has what was asked for: told as if it were not there
     if RETENTION in measured and METRICS["bpb"] not in measured[RETENTION]:
         # What a stage cost is always told, whatever else is asked for.
         measured[RETENTION] = [METRICS["bpb"], *measured[RETENTION]]

@@ -25,7 +25,8 @@ from mlxforge.runs.eval_kept import Kept
 from mlxforge.runs.eval_sets import Spec, parse_sets, read_set
 from mlxforge.runs.evaluate import evaluate
 from mlxforge.runs.passages import passages
-from mlxforge.runs.subjects import Asked, info_of, name_models, open_subject
+from mlxforge.runs.subject import Asked
+from mlxforge.runs.subjects import info_of, name_models, open_subject
 from mlxforge.runs.talk import reply_to_chat
 from mlxforge.runs.text import make_encoder
 from mlxforge.training.evaluate import score
@@ -345,6 +346,7 @@ def test_the_seed_decides_intervals_alone(tmp_path):
         ({"data": ["nowhere.jsonl"]}, "no such file"),
         ({"data": ["a=x.jsonl", "a=y.jsonl"]}, "two sets are named 'a'"),
         ({"metrics": ["perplexity"]}, "does not fit"),
+        ({"metrics": ["perplexity"], "retention": None}, "'perplexity' does not fit the set 'q'"),
         ({"metrics": ["exact_mtach"]}, "did you mean 'exact_match'"),
     ],
 )

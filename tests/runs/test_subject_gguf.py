@@ -15,7 +15,8 @@ from mlxforge.runs.evaluate import evaluate
 from mlxforge.runs.export_gguf import export_gguf
 from mlxforge.runs.opening import Base
 from mlxforge.runs.passages import passages
-from mlxforge.runs.subjects import Asked, info_of, name_models, open_subject
+from mlxforge.runs.subject import Asked
+from mlxforge.runs.subjects import info_of, name_models, open_subject
 
 pytest.importorskip("xllamacpp")
 TEXT = "The mill stands by the river. " * 60 + "\n\nÜber 12 Größen — 你好 😀.\n"
@@ -103,6 +104,12 @@ def test_what_is_no_gguf_file_is_told(tmp_path):
 
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(40))
     (tmp_path / "a.txt").write_text(TEXT)
-    with pytest.raises(MlxforgeError, match=r"broken\.gguf"):
-        evaluate(EvalSettings(models=[str(tmp_path / "broken.gguf")], data=[str(tmp_path / "a.txt")], output=tmp_path / "r"))
+    models = ["tiny", str(tmp_path / "broken.gguf")]
+    heard = []
+    with pytest.raises(MlxforgeError, match=r"broken\.gguf") as refused:
+        evaluate(
+            EvalSettings(models=models, data=[str(tmp_path / "a.txt")], metrics=["bpb"], output=tmp_path / "r"), heard.append
+        )
+    assert refused.value.exit_code == 2
+    assert not heard  # before the first model is asked
     assert not (tmp_path / "r").exists()
