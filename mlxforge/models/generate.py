@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby, islice
 from typing import Any, NamedTuple
 
@@ -63,7 +63,6 @@ def greedy_batches(
     stop: Collection[int],
     *,
     together: int = TOGETHER,
-    stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[Made]:
     """The answers of :func:`answer_greedily` in the order of their ends, by mlx-lm's batch generator.
 
@@ -73,7 +72,6 @@ def greedy_batches(
     Args:
         lengths: tokens of each answer at most.
         together: prompts answered at a time.
-        stopped: asked after every token; true ends the work.
     """
     from mlx_lm.generate import BatchGenerator
 
@@ -85,7 +83,7 @@ def greedy_batches(
         numbers = generator.insert([list(prompts[i]) for i in order], max_tokens=[lengths[i] for i in order])
         index_of = dict(zip(numbers, order, strict=True))
         made: dict[int, list[int]] = {number: [] for number in numbers}
-        while not stopped() and (steps := generator.next_generated()):
+        while steps := generator.next_generated():
             for step in steps:
                 if step.finish_reason != "stop":
                     made[step.uid].append(step.token)
@@ -102,13 +100,12 @@ def greedy_groups(
     stop: Collection[int],
     *,
     together: int = TOGETHER,
-    stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[Made]:
     """As :func:`greedy_batches`, for any model: prompts of the same length are answered together."""
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), lengths[index]))
     for _, group in groupby(order, key=lambda index: (len(prompts[index]), lengths[index])):
         waiting = iter(group)
-        while (chosen := list(islice(waiting, together))) and not stopped():
+        while chosen := list(islice(waiting, together)):
             length = lengths[chosen[0]]
             for index, tokens in zip(chosen, _together(model, [prompts[i] for i in chosen], length, stop), strict=True):
                 yield Made(index, tokens, len(tokens) < length)

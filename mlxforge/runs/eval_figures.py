@@ -1,4 +1,5 @@
-"""From what models gave for rows to the report: figures, tests, the lines of its rows, and the curves of training."""
+"""From what models gave for rows to the report: figures, tests, what passages are worth, the lines of its rows, and the
+curves of training."""
 
 from __future__ import annotations
 
@@ -10,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from mlxforge.core.events import Warned
+from mlxforge.evals.figures import MAIN, chance, number
 from mlxforge.evals.graded import Graded
-from mlxforge.evals.metrics import Column, Metric, column, compare, remarks, value
+from mlxforge.evals.metrics import METRICS, Column, Metric, column, compare, remarks, value
 from mlxforge.evals.report import Report, Test, Value
 from mlxforge.runs.cards import losses
 from mlxforge.runs.eval_job import EvalSettings, Job
 from mlxforge.runs.eval_sets import EvalRow, EvalSet
+from mlxforge.runs.rag import FOUND, GOLD
 from mlxforge.runs.record import EVENTS
 from mlxforge.runs.subjects import Named
 
 POINTS = 400  # of a training curve
-UNMEASURED = {"gguf": "not measured of llama.cpp"}  # kind of a model -> why its memory is not known
 
 
 def finish(job: Job) -> tuple[Report, Iterator[dict[str, Any]]]:
@@ -54,6 +56,30 @@ def finish(job: Job) -> tuple[Report, Iterator[dict[str, Any]]]:
         curves=curves(job.models),
     )
     return report, _lines(job, columns)
+
+
+def passage_gains(job: Job) -> Iterator[str]:
+    """What passages are worth to each model: the main figure of a set closed book, with found ones and with its own one, in
+    words, and p of the paired test against closed book where the rows are the same."""
+    names = {one.name: one for one in job.sets}
+    for closed, found, gold in ((name, name + FOUND, name + GOLD) for name in names if name + FOUND in names):
+        metric = next((METRICS[name] for name in MAIN if METRICS[name] in job.metrics[closed]), None)
+        for label, graded in job.graded.items() if metric else ():
+            assert metric is not None
+            opened = [
+                _gain(job, metric, graded, closed, at, how) for at, how in ((found, "found"), (gold, "gold")) if at in names
+            ]
+            before = value(column(metric, graded[closed])).value
+            if before is not None:
+                yield f"{label}, {closed}: {metric.name.replace('_', ' ')} {number(before)} closed book, {', '.join(opened)}"
+
+
+def _gain(job: Job, metric: Metric, graded: Mapping[str, Sequence[Graded]], closed: str, name: str, how: str) -> str:
+    one, other = column(metric, graded[name]), column(metric, graded[closed])
+    test = compare(one, other, name, "", "", job.settings.seed) if one.total == other.total else None
+    told = f" ({chance(test.p)})" if test else ""
+    words = {"found": "with passages found", "gold": "with its own passage"}
+    return f"{number(value(one).value)} {words[how]}{told}"
 
 
 def curves(models: Sequence[Named]) -> dict[str, list[dict[str, Any]]]:

@@ -12,15 +12,15 @@ from mlxforge.core.events import Emit, Noted, Progress, ignore
 from mlxforge.core.files import bytes_hash
 from mlxforge.evals.graded import Answer, Graded, Likelihood, Timing
 from mlxforge.evals.report import Report
-from mlxforge.runs.eval_figures import finish
+from mlxforge.runs.eval_figures import finish, passage_gains
 from mlxforge.runs.eval_job import EvalSettings, Job, output_folder, prepare
 from mlxforge.runs.eval_kept import VERSION, Kept
 from mlxforge.runs.eval_sets import EvalSet
 from mlxforge.runs.harness import Suite, run
 from mlxforge.runs.harness_sets import add
 from mlxforge.runs.judging import Judge, estimate, judge_answers
-from mlxforge.runs.rag import gains
-from mlxforge.runs.subjects import Asked, Named, Subject, open_subject
+from mlxforge.runs.subject import Asked, Subject
+from mlxforge.runs.subjects import Named, open_subject
 
 __all__ = ["EvalSettings", "evaluate"]
 
@@ -49,7 +49,7 @@ def evaluate(settings: EvalSettings, emit: Emit = ignore) -> Report:
     suite = _suite(settings, job)
     for named in job.models:
         _ask(job, named, suite)
-    for note in gains(job):
+    for note in passage_gains(job):
         job.note(note)
     stopped = judge_answers(job, judge) if judge else None
     report, rows = finish(job)

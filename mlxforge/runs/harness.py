@@ -28,8 +28,8 @@ from mlxforge.runs.eval_kept import Kept
 from mlxforge.runs.harness_sets import plain
 
 if TYPE_CHECKING:
+    from mlxforge.runs.subject import Subject
     from mlxforge.runs.subject_mlx import MlxSubject
-    from mlxforge.runs.subjects import Subject
 
 Item = TypeVar("Item")
 SUITES = ("lm-eval",)

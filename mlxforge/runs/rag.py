@@ -6,10 +6,10 @@ knows, what a search adds, and what a perfect search would.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -17,17 +17,11 @@ from mlxforge.core.errors import ConfigError, DataError
 from mlxforge.core.events import Emit, Noted, Progress, ignore
 from mlxforge.core.files import bytes_hash
 from mlxforge.core.rows import Chat, Message, Messages
-from mlxforge.evals.figures import MAIN, chance, number
-from mlxforge.evals.graded import Graded
-from mlxforge.evals.metrics import METRICS, Metric, column, compare, value
 from mlxforge.knowledge.sampling import passage
 from mlxforge.knowledge.search import search
 from mlxforge.knowledge.store import Store, open_store
 from mlxforge.knowledge.templates import Prompt, read_prompt
 from mlxforge.runs.eval_sets import EvalRow, EvalSet
-
-if TYPE_CHECKING:
-    from mlxforge.runs.eval_job import Job
 
 FOUND, GOLD = "+rag", "+gold"
 ASKING = ("chat", "choices")  # kinds of sets that ask something
@@ -111,30 +105,6 @@ def conditions(
             yield one
             if one in asking:
                 yield from _opened(one, book, [] if notes is None else notes, emit)
-
-
-def gains(job: Job) -> Iterator[str]:
-    """What passages are worth to each model: the main figure of a set closed book, with found ones and with its own one, in
-    words, and p of the paired test against closed book where the rows are the same."""
-    names = {one.name: one for one in job.sets}
-    for closed, found, gold in ((name, name + FOUND, name + GOLD) for name in names if name + FOUND in names):
-        metric = next((METRICS[name] for name in MAIN if METRICS[name] in job.metrics[closed]), None)
-        for label, graded in job.graded.items() if metric else ():
-            assert metric is not None
-            opened = [
-                _gain(job, metric, graded, closed, at, how) for at, how in ((found, "found"), (gold, "gold")) if at in names
-            ]
-            before = value(column(metric, graded[closed])).value
-            if before is not None:
-                yield f"{label}, {closed}: {metric.name.replace('_', ' ')} {number(before)} closed book, {', '.join(opened)}"
-
-
-def _gain(job: Job, metric: Metric, graded: Mapping[str, Sequence[Graded]], closed: str, name: str, how: str) -> str:
-    one, other = column(metric, graded[name]), column(metric, graded[closed])
-    test = compare(one, other, name, "", "", job.settings.seed) if one.total == other.total else None
-    told = f" ({chance(test.p)})" if test else ""
-    words = {"found": "with passages found", "gold": "with its own passage"}
-    return f"{number(value(one).value)} {words[how]}{told}"
 
 
 def _opened(one: EvalSet, book: Book, notes: list[str], emit: Emit) -> Iterator[EvalSet]:

@@ -23,7 +23,7 @@ from mlxforge.export.llama import LlamaCpp, LlamaFailed, version
 from mlxforge.export.llama_scores import LlamaScores
 from mlxforge.models.streaming import ANSWER, CHANNELS, THOUGHT, Splitter, first_kind
 from mlxforge.runs.passages import Passages, Spelled
-from mlxforge.runs.subjects import WINDOW, Asked, Stopped
+from mlxforge.runs.subject import WINDOW, Asked
 
 CONTEXT = 4096  # tokens of a prompt and its answer
 THINK = {"<think>": THOUGHT, "</think>": ANSWER}
@@ -31,14 +31,9 @@ AGREE = 0.25  # how far the library's log-probability may be from the server's, 
 PROBE = "The old mill by the river was built in 1984."
 
 
-def never() -> bool:
-    """Nobody asks to stop."""
-    return False
-
-
 @dataclass
 class GgufSubject:
-    """See :class:`mlxforge.runs.subjects.Subject`. It computes as llama.cpp does by itself: on a GPU where it has one."""
+    """See :class:`mlxforge.runs.subject.Subject`. It computes as llama.cpp does by itself: on a GPU where it has one."""
 
     file: Path
     info: ModelInfo
@@ -108,11 +103,9 @@ class GgufSubject:
             [_turn(turn) for turn in map(written, conversation.messages)], thinking=bool(self.thinking)
         )
 
-    def answers(self, conversations: Sequence[Chat], max_tokens: int, stopped: Stopped = never) -> Iterator[tuple[int, Answer]]:
+    def answers(self, conversations: Sequence[Chat], max_tokens: int) -> Iterator[tuple[int, Answer]]:
         """See :class:`Subject`: one after the other, the beginning that prompts share is read once."""
         for index, conversation in enumerate(conversations):
-            if stopped():
-                return
             text = self.prompt(conversation)
             ids = self.llama.tokenize(text, special=True, bos=True)
             room = min(max_tokens, CONTEXT - len(ids))

@@ -16,7 +16,7 @@ from mlxforge.core.rows import Chat, Kto, Preference
 from mlxforge.evals.graded import Answer, Likelihood, Timing
 from mlxforge.evals.report import ModelInfo
 from mlxforge.runs.opening import Base, Opened
-from mlxforge.runs.subjects import WINDOW, Asked, Stopped
+from mlxforge.runs.subject import WINDOW, Asked
 
 if TYPE_CHECKING:
     from mlxforge.data.pair_encoder import PairEncoder
@@ -26,14 +26,9 @@ if TYPE_CHECKING:
 ANY_LENGTH = 1 << 30
 
 
-def never() -> bool:
-    """Nobody asks to stop."""
-    return False
-
-
 @dataclass
 class MlxSubject:
-    """See :class:`mlxforge.runs.subjects.Subject`."""
+    """See :class:`mlxforge.runs.subject.Subject`."""
 
     base: Base
     info: ModelInfo
@@ -129,7 +124,7 @@ class MlxSubject:
 
         return batches(self.opened.loaded.model)
 
-    def answers(self, conversations: Sequence[Chat], max_tokens: int, stopped: Stopped = never) -> Iterator[tuple[int, Answer]]:
+    def answers(self, conversations: Sequence[Chat], max_tokens: int) -> Iterator[tuple[int, Answer]]:
         """See :class:`Subject`."""
         from mlxforge.models.generate import greedy_batches, greedy_groups
         from mlxforge.models.streaming import answer_in, markers
@@ -142,7 +137,7 @@ class MlxSubject:
         fitting = [index for index, room in enumerate(rooms) if room > 0]
         cuts = markers(loaded.detected, template.think)
         made = (greedy_batches if self.batched else greedy_groups)(
-            loaded.model, [prompts[i] for i in fitting], [rooms[i] for i in fitting], template.stop, stopped=stopped
+            loaded.model, [prompts[i] for i in fitting], [rooms[i] for i in fitting], template.stop
         )
         for place, tokens, ended in made:
             prompt = prompts[fitting[place]]

@@ -14,10 +14,11 @@ from mlxforge.evals.metrics import METRICS
 from mlxforge.evals.report import load_report
 from mlxforge.evals.requirements import read_bound
 from mlxforge.knowledge.store import Chunk, Document, open_store
+from mlxforge.runs.eval_figures import passage_gains
 from mlxforge.runs.eval_job import EvalSettings
 from mlxforge.runs.eval_sets import Spec, read_set
 from mlxforge.runs.evaluate import evaluate
-from mlxforge.runs.rag import conditions, gains
+from mlxforge.runs.rag import conditions
 
 FACTS = {
     "mill": "The mill of Aldmouth was built in 1702 by Cora Vane.",
@@ -169,7 +170,7 @@ def test_what_passages_are_worth_is_told_with_the_paired_test():
         graded={"sft": graded},
         settings=SimpleNamespace(seed=0),
     )
-    (told,) = gains(job)
+    (told,) = passage_gains(job)
     assert told == ("sft, q: exact match 0.000 closed book, 0.750 with passages found (p=0.250), 1.000 with its own passage")
 
 
