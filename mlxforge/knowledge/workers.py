@@ -20,7 +20,7 @@ from mlxforge.knowledge.reading import Outcome, Recipe, Task, counter, take
 from mlxforge.knowledge.store import Chunk
 
 BATCH_BYTES, BATCH_FILES = 1 << 20, 64
-AHEAD = 2  # batches a worker that wait to be written
+AHEAD = 4  # batches a worker that wait to be written
 ALONE = 4 << 20  # bytes of plain files that are read at once, without a worker
 LIGHT = {"plain", "rows"}  # readers that are Python alone and cannot take the process with them
 CRASHED = "broken: its reader crashed over it"

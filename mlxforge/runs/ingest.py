@@ -32,7 +32,7 @@ from mlxforge.runs.text import expand
 
 SHOWN = 20  # files that could not be read, told while it runs; the result holds all
 TASK = "reading documents"
-GROUP, MOST = 4 << 20, 512  # bytes and files that are written together
+GROUP, MOST = 8 << 20, 512  # bytes and files that are written together
 LONGEST = 2.0  # seconds that what was read waits for that: a kill loses it
 CACHE = 65536  # KiB of the store that its writer keeps in memory
 CHECKPOINT = 8192  # pages of the log before they are put into the file
