@@ -129,6 +129,8 @@ def output_folder(given: Path | None) -> Path:
 def prepare(settings: EvalSettings, emit: Emit = ignore) -> Job:
     """Reads all that is asked, and refuses what cannot be done, before any weight is loaded; errors as :func:`evaluate`."""
     models = name_models(settings.models, settings.runs_dir)
+    if settings.suite and (gguf := next((named for named in models if named.file is not None), None)):
+        raise ConfigError("lm-eval runs models in MLX, not GGUF files", where=gguf.name, fix="leave it out, or the suite")
     sets, notes = list(_sets(settings, emit)), list[str]()
     if settings.rag:
         sets = list(conditions(sets, settings.rag, top_k=settings.top_k, prompts=settings.prompts, notes=notes, emit=emit))

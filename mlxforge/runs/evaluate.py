@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from typing import Any
 
-from mlxforge.core.errors import ConfigError, Interrupted
+from mlxforge.core.errors import Interrupted
 from mlxforge.core.events import Emit, Noted, Progress, ignore
 from mlxforge.core.files import bytes_hash
 from mlxforge.evals.graded import Answer, Graded, Likelihood, Timing
@@ -46,7 +46,7 @@ def evaluate(settings: EvalSettings, emit: Emit = ignore) -> Report:
     job = prepare(settings, emit)
     # A judge that cannot be reached is told before anything is asked.
     judge = Judge(settings.judge, settings.prompts, settings.runs_dir) if settings.judge else None
-    suite = _suite(settings, job)
+    suite = Suite(settings.suite) if settings.suite else None
     for named in job.models:
         _ask(job, named, suite)
     for note in passage_gains(job):
@@ -75,19 +75,6 @@ def plan(settings: EvalSettings, emit: Emit = ignore) -> dict[str, Any]:
         "tasks": list(settings.suite.tasks) if settings.suite else [],
         "judge": estimate(job, settings.judge, settings.prompts) if settings.judge else None,
     }
-
-
-def _suite(settings: EvalSettings, job: Job) -> Suite | None:
-    """The tasks of another suite, ready.
-
-    Raises:
-        ConfigError: there is a model that it cannot run, or see :class:`mlxforge.runs.harness.Suite`.
-    """
-    if settings.suite is None:
-        return None
-    if gguf := next((named for named in job.models if named.file is not None), None):
-        raise ConfigError("lm-eval runs models in MLX, not GGUF files", where=gguf.name, fix="leave it out, or the suite")
-    return Suite(settings.suite)
 
 
 def _ask(job: Job, named: Named, suite: Suite | None = None) -> None:
