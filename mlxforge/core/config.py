@@ -86,7 +86,10 @@ def yaml_layer(path: Path, nested: Callable[[str], bool] = GROUPS.__contains__) 
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the config: {getattr(error, 'strerror', None) or error}", where=str(path)) from error
+        what = f"cannot read the config: {getattr(error, 'strerror', None) or error}"
+        bare = path.name == str(path) and not path.suffix  # may have meant a preset
+        fix = did_you_mean(path.name, [one.stem for one in embedded("configs").glob("*.yaml")]) if bare else ""
+        raise ConfigError(what, where=str(path), fix=fix) from error
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         loaded = yaml.safe_load(text)

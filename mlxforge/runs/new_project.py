@@ -11,6 +11,7 @@ from typing import Any
 from mlxforge.core.errors import ConfigError, RunError, did_you_mean
 from mlxforge.core.files import embedded, new_directory
 from mlxforge.data.sources import parse_spec
+from mlxforge.models.hub import is_folder
 from mlxforge.runs.opening import resolve_base
 from mlxforge.runs.project import ELSEWHERE, FILE, NAME, PATHS
 from mlxforge.runs.record import changed_settings, find_run, read_config, read_record
@@ -71,7 +72,9 @@ def new_project(
         raise ConfigError(f"'{name}' is no name for a project", where=str(folder), fix="use letters, digits, '-' and '_'")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError("is there already", where=str(folder), fix="name a new folder")
-    made = _of_run(from_run, model, runs_dir, copy) if from_run else None
+    if model and model != "tiny" and is_folder(model):
+        model = str(Path(model).expanduser().resolve())  # of here; in the file it would be meant from the project
+    made = _of_run(from_run, name, model, runs_dir, copy) if from_run else None
     with new_directory(folder) as place:
         for one in FOLDERS:
             (place / one).mkdir()
@@ -79,9 +82,9 @@ def new_project(
             text, copies = made
             _copy(copies, place)
         else:
-            text = _template(example or "plain", model or "tiny")
+            text = _template(example or "plain", name, model or "tiny")
             _copy({embedded("data", *source.split("/")): to for source, to in EXAMPLES.get(example or "", {}).items()}, place)
-        (place / FILE).write_text(text.replace("PROJECT", name), encoding="utf-8")
+        (place / FILE).write_text(text, encoding="utf-8")
         (place / "README.md").write_text(_shipped("README.md").replace("PROJECT", name), encoding="utf-8")
         (place / ".gitignore").write_text(IGNORED, encoding="utf-8")
     file = folder / FILE
@@ -91,8 +94,15 @@ def new_project(
     return {"project": str(folder), "file": str(file), "stages": stages, "next": steps}
 
 
-def _template(kind: str, model: str) -> str:
-    return _shipped(kind, FILE).replace("MODEL", model)
+def _template(kind: str, name: str, model: str) -> str:
+    return _shipped(kind, FILE).replace("PROJECT", name).replace("MODEL", _scalar(model))
+
+
+def _scalar(text: str) -> str:
+    """A text as YAML has it, in quotes only where it needs them."""
+    import yaml
+
+    return yaml.safe_dump(text, allow_unicode=True, width=10_000).removesuffix("...\n").strip()
 
 
 def _shipped(*parts: str) -> str:
@@ -110,17 +120,17 @@ def _copy(copies: Mapping[Path, str], place: Path) -> None:
             shutil.copyfile(source, target)
 
 
-def _of_run(name: str, model: str | None, runs_dir: Path, copy: bool) -> tuple[str, dict[Path, str]]:
+def _of_run(run: str, project: str, model: str | None, runs_dir: Path, copy: bool) -> tuple[str, dict[Path, str]]:
     """The project file that reproduces a run and those below it, and what is copied for it."""
     import yaml
 
-    chain, base = _chain(find_run(name, runs_dir), runs_dir)
+    chain, base = _chain(find_run(run, runs_dir), runs_dir)
     copies: dict[Path, str] = {}
-    sections: dict[str, Any] = {"model": model or base}
+    sections: dict[str, Any] = {"name": project, "model": model or base}
     seeds = {kept.get("seed", 0) for _, _, kept in chain}
     if len(seeds) == 1:
         sections["seed"] = seeds.pop()
-    for objective, run, kept in chain:
+    for objective, folder, kept in chain:
         settings = _nested(changed_settings(kept, objective))
         section = {key: value for key, value in settings.items() if key not in SETTLED and key != "seed"}
         if "seed" not in sections:
@@ -129,12 +139,12 @@ def _of_run(name: str, model: str | None, runs_dir: Path, copy: bool) -> tuple[s
             section["adapter"] = kept["adapter"]
         for key in PATHS:
             if value := section.get(key):
-                place = _placer(copies if copy else None, run)
+                place = _placer(copies if copy else None, folder)
                 section[key] = [place(one) for one in value] if isinstance(value, list) else place(value)
         sections[objective] = section
-    shown = " -> ".join(f"{run.name} ({objective})" for objective, run, _ in chain)
+    shown = " -> ".join(f"{folder.name} ({objective})" for objective, folder, _ in chain)
     head = (
-        f"# PROJECT: what {shown} did, over {sections['model']}. Paths are meant from this folder.\n"
+        f"# {project}: what {shown} did, over {sections['model']}. Paths are meant from this folder.\n"
         "#   mlxforge pipeline --dry-run     what would be done, and what it would take; writes nothing\n"
         "#   mlxforge pipeline               does it; what did not change is skipped, what was stopped goes on\n"
         "# More stages: ingest, synth, pairs, eval, fuse, export, verify. mlxforge init NAME shows each with its settings.\n\n"

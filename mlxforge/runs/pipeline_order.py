@@ -205,7 +205,8 @@ class Road:
         """The settings of a step that decide what it makes; those at their default are left out, so that a setting that a
         later mlxforge adds changes nothing."""
         given = {key: value for key, default, value in _leaves(step.settings) if value != default and key not in ORDERING}
-        return given | {"project": self.project.name}
+        # Exported files are called by the project; of other stages its name decides nothing.
+        return given | ({"project": self.project.name} if step.stage == "export" else {})
 
     # Order
 
@@ -260,7 +261,11 @@ class Road:
             if takes and takes not in (BASE, *trained):
                 hint = did_you_mean(takes, [BASE, *trained])
                 yield f"{self.project.line(f'{stage}.takes')}: {stage} takes '{takes}', which trains nothing here ({hint})"
+            if takes == stage:
+                yield f"{self.project.line(f'{stage}.takes')}: {stage} takes its own model (leave it out)"
             for name in getattr(settings, "after", []):
+                if name == stage:
+                    yield f"{self.project.line(f'{stage}.after')}: {stage} waits for itself (leave it out)"
                 if name not in stages:
                     hint = did_you_mean(name, stages)
                     yield f"{self.project.line(f'{stage}.after')}: {stage} waits for '{name}', which is no stage here ({hint})"

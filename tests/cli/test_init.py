@@ -42,6 +42,17 @@ def test_a_new_project_has_all_folders_and_says_what_is_missing(capsys, tmp_path
     assert "ingest: no document in documents (put some there" in error
 
 
+def test_a_folder_as_base_is_found_from_the_project_and_its_name_survives_a_move(capsys, tmp_path, monkeypatch):
+    base = tmp_path / "MODELS of PROJECT: mine"
+    base.mkdir()
+    code, _, _ = call(capsys, "init", "2024", "--model", base.name)
+    assert code == 0
+    (tmp_path / "2024").rename(tmp_path / "Mein Projekt")
+    monkeypatch.chdir(tmp_path / "Mein Projekt")
+    found = read_project(tmp_path / "Mein Projekt" / "forge.yaml")
+    assert (found.name, found.model(found.settings.model)) == ("2024", str(base))
+
+
 def test_every_stage_of_the_template_can_be_turned_on(tmp_path, capsys):
     call(capsys, "init", "mine")
     file = tmp_path / "mine" / "forge.yaml"
@@ -76,6 +87,7 @@ def test_a_project_of_a_run_ends_with_the_same_bits(capsys, tmp_path, documents)
     train(SftConfig(data=[str(chats)], model="run:a", name="b", steps=2, seed=3, **QUICK))
     code, out, _ = call(capsys, "init", "again", "--from-run", "b", "--copy", "--json")
     assert (code, json.loads(out)["stages"]) == (0, ["cpt", "sft"])
+    assert read_project(tmp_path / "again" / "forge.yaml").settings.name == "again"
     chats.unlink()  # the project has its own
     code, _, error = call(capsys, "pipeline", "again", "--yes", "--json")
     assert code == 0, error

@@ -108,6 +108,14 @@ def test_a_second_time_nothing_is_done_wherever_it_is_called_from(whole, monkeyp
     assert done(None) == []
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_project_that_is_moved_and_renamed_stays_done(whole, tmp_path, named):
+    copy = Path(shutil.copytree(whole, tmp_path / "Mein Ordner ü", symlinks=True))
+    if not named:  # its name is then its folder's
+        change(copy, "name: p\n", "")
+    assert {action for action, _ in actions(copy).values()} == {"skip"}
+
+
 def test_the_runs_lie_over_each_other_by_name(whole):
     runs = {one.name: one for one in list_runs(whole / "runs")}
     assert runs["p-cpt"].model == "tiny"
@@ -420,6 +428,6 @@ def test_a_new_setting_of_a_later_version_changes_nothing(project):
     kept = road.settings(road.steps[1])
     assert kept == {
         "max_length": 64, "batch_tokens": 256, "sample_tokens": 0, "steps": 3, "eval_every": 1,
-        "lora.rank": 2, "lora.alpha": 4.0, "project": "p",
+        "lora.rank": 2, "lora.alpha": 4.0,
     }  # fmt: skip
     assert msgspec.json.decode((project / ".forge" / "cpt.json").read_bytes())["settings"] == kept

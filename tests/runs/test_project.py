@@ -68,7 +68,11 @@ MISTAKES = {
     "cpt:\ngate:\n  require: [a.b>=1]\n": (
         "forge.yaml:2: gate holds the report of eval to something, but there is no stage eval"
     ),
-    "cpt:\n  preset: handbok\n": "forge.yaml:2: preset: handbok: cannot read the config: No such file or directory",
+    "cpt:\n  preset: handbook-spt\n": (
+        "forge.yaml:2: preset: handbook-spt: cannot read the config: No such file or directory (did you mean 'handbook-sft'?)"
+    ),
+    "cpt:\n  after: [cpt]\n": "forge.yaml:2: cpt waits for itself (leave it out)",
+    "cpt:\n  takes: cpt\n": "forge.yaml:2: cpt takes its own model (leave it out)",
     "sft:\n  takes: cptt\ncpt:\n": "forge.yaml:2: sft takes 'cptt', which trains nothing here (did you mean 'cpt'?)",
     "sft:\n  after: [ingst]\ningest:\n": (
         "forge.yaml:2: sft waits for 'ingst', which is no stage here (did you mean 'ingest'?)"
