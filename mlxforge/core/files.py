@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mlxforge.core.errors import ConfigError, MlxforgeError, RunError
@@ -112,6 +112,18 @@ def free_space(path: Path) -> int:
     home = next(parent for parent in path.absolute().parents if parent.is_dir())
     with disk_errors(path):
         return shutil.disk_usage(home).free
+
+
+def disk_size(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder; links count for nothing, nor does what is gone meanwhile."""
+    if path.is_symlink() or not path.is_dir():
+        return path.lstat().st_size
+    total = 0
+    for folder, _, names in os.walk(path):
+        for file in (Path(folder, name) for name in names):
+            with suppress(OSError):
+                total += 0 if file.is_symlink() else file.lstat().st_size
+    return total
 
 
 def check_new_directory(

@@ -9,6 +9,7 @@ from datetime import datetime
 from itertools import zip_longest
 from typing import Literal, NamedTuple
 
+from mlxforge.core.units import size
 from mlxforge.evals.report import Better, Report, Test, Value
 
 Standing = Literal["better", "worse", "unclear", ""]
@@ -27,7 +28,6 @@ MAIN = (
     "perplexity",
     "win_rate",
 )
-SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 NONE = "–"
 MARKS = {"better": "▲ ", "worse": "▼ ", "unclear": "", "": ""}  # of a standing
 SIGNS = {"higher": 1.0, "lower": -1.0}
@@ -51,13 +51,12 @@ def number(value: float | None, unit: str = "") -> str:
     if value is None or not math.isfinite(value):
         return NONE
     if unit == "bytes":
-        scale, name = next(((scale, name) for scale, name in SIZES if abs(value) >= scale), (1.0, "B"))
-        return f"{value / scale:.3g} {name}" if abs(value / scale) < 999.5 else f"{value / scale:.0f} {name}"
-    size = abs(value)
-    if size and size < 1e-3:
+        return size(value)
+    much = abs(value)
+    if much and much < 1e-3:
         text = f"{value:.1e}"
     else:
-        digits = next((digits for limit, digits in ((10, 3), (100, 2), (1000, 1)) if size < limit), 0)
+        digits = next((digits for limit, digits in ((10, 3), (100, 2), (1000, 1)) if much < limit), 0)
         text = f"{value:,.{digits}f}"
     return f"{text} {unit}".rstrip()
 

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from mlxforge.core.errors import MlxforgeError, RunError
-from mlxforge.core.files import TEMPORARY, disk_errors, locked
+from mlxforge.core.files import TEMPORARY, disk_errors, disk_size, locked
 from mlxforge.runs.checkpoints import BEST, LAST, kept_steps, linked_step
 from mlxforge.runs.lineage import checkpoints_in_use, descendants
 from mlxforge.runs.record import RECORD, find_run, is_live, list_runs, moment, read_record
@@ -53,7 +53,7 @@ def removal(names: Sequence[str], runs_dir: Path, *, force: bool = False) -> lis
         if below and not force:
             fix = "remove those too, or --force: they can still be used, but not gone on with"
             raise RunError(f"other runs descend from it: {', '.join(below)}", where=str(path), fix=fix)
-    return [Doomed(path=str(path), run=path.name, what="run", bytes=octets(path)) for path in paths]
+    return [Doomed(path=str(path), run=path.name, what="run", bytes=disk_size(path)) for path in paths]
 
 
 def litter(
@@ -81,7 +81,7 @@ def litter(
         if failed and record.get("status") == "failed":
             below = descendants(run, runs_dir)
             if not below:
-                found.append(Doomed(path=str(run), run=run.name, what="run", bytes=octets(run), why="failed"))
+                found.append(Doomed(path=str(run), run=run.name, what="run", bytes=disk_size(run), why="failed"))
                 continue
             notes.append(f"{run.name} failed, but others descend from it: {', '.join(one.name for one in below)}")
         found += _checkpoints(run, runs_dir, keep_best and record.get("status") == "finished", notes)
@@ -117,13 +117,6 @@ def _home(one: Doomed, path: Path) -> Path | None:
     return next((parent for parent in path.parents[:2] if (parent / RECORD).exists()), None) if one.run else None
 
 
-def octets(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder; links count for nothing."""
-    if path.is_symlink() or not path.is_dir():
-        return path.lstat().st_size
-    return sum(file.lstat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
-
-
 def _remove(path: Path) -> None:
     with disk_errors(path):
         if path.is_symlink() or not path.is_dir():
@@ -148,7 +141,7 @@ def _checkpoints(run: Path, runs_dir: Path, keep_best: bool, notes: list[str]) -
     for step, path in steps.items():
         if step not in kept | used:
             why = "the last, not the best" if step == last else "neither best nor last"
-            yield Doomed(path=str(path), run=run.name, what="checkpoint", bytes=octets(path), why=why)
+            yield Doomed(path=str(path), run=run.name, what="checkpoint", bytes=disk_size(path), why=why)
 
 
 def _proven(steps: dict[int, Path], last: int | None) -> int | None:
@@ -164,7 +157,7 @@ def _unfinished(folder: Path, run: str, older_than: float) -> Iterator[Doomed]:
     """What a process that is dead left half-written in a folder."""
     for path in sorted(folder.glob(f".*{TEMPORARY}")):
         if time.time() - path.lstat().st_mtime >= older_than:
-            yield Doomed(path=str(path), run=run, what="unfinished", bytes=octets(path), why="left by a process that died")
+            yield Doomed(path=str(path), run=run, what="unfinished", bytes=disk_size(path), why="left by a process that died")
 
 
 def _check_idle(run: Path) -> None:

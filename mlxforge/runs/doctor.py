@@ -13,14 +13,14 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from mlxforge.core.blas import load_blas
-from mlxforge.core.files import cache_dir, embedded
+from mlxforge.core.files import cache_dir, disk_size, embedded
+from mlxforge.core.units import size
 
 Status = Literal["good", "absent", "warning", "problem"]
 PACKAGES = ("mlxforge", "mlx", "mlx-lm", "transformers", "tokenizers", "huggingface-hub", "numpy")
@@ -36,7 +36,6 @@ SERVERS = {
 }
 NARROW = 60  # columns
 WAIT = 0.5  # seconds for a server on this machine
-UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -320,7 +319,7 @@ def place(name: str, path: Path, *, room: bool) -> Check:
     """A folder that is written to: whether it can be, what lies there, and what is free on its disk."""
     home = next(one for one in (path, *path.absolute().parents) if one.is_dir())
     free, writable = shutil.disk_usage(home).free, os.access(home, os.W_OK | os.X_OK)
-    used = octets(path) if name != "this folder" and path.is_dir() else 0
+    used = disk_size(path) if name != "this folder" and path.is_dir() else 0
     shown = f"{path}, " + (f"holds {size(used)}, " if used else "") + f"{size(free)} free"
     facts = {"path": str(path), "used": used, "free": free, "writable": writable}
     if not writable:
@@ -330,16 +329,6 @@ def place(name: str, path: Path, *, room: bool) -> Check:
     low = room and free < ROOM
     fix = "free some: a model of 4 billion weights takes 8 GB" if low else ""
     return Check("disk", name, shown, "warning" if low else "good", fix, facts)
-
-
-def octets(folder: Path) -> int:
-    """Bytes of the files below a folder; links do not count twice."""
-    total = 0
-    for root, _, files in os.walk(folder):
-        for file in files:
-            with suppress(OSError):
-                total += Path(root, file).lstat().st_size
-    return total
 
 
 def hub() -> Iterator[Check]:
@@ -407,12 +396,6 @@ def terminal(draws: bool, encoding: str, width: int, tty: bool) -> Check:
     narrow = width < NARROW
     fix = f"widen the window to {NARROW} columns" if narrow else ""
     return Check("terminal", "terminal", f"{width} columns, {encoding}", "warning" if narrow else "good", fix, facts)
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    unit, name = next(((unit, name) for unit, name in UNITS if count >= unit), (1, "B"))
-    return f"{count / unit:.3g} {name}"
 
 
 def _said(*words: str) -> str:

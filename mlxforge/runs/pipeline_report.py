@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from mlxforge.core.errors import MlxforgeError
-from mlxforge.core.files import write_atomic
+from mlxforge.core.files import disk_size, write_atomic
 from mlxforge.evals.figures import figure, labels, main_metric, number, set_names, title
 from mlxforge.evals.report import PAGE, REPORT, load_report
 from mlxforge.evals.road import Outcome, Summary
@@ -113,11 +113,4 @@ def figures(folder: Path) -> Iterator[str]:
 def _size(road: Road, record: Record) -> int:
     """Bytes of what a step left; of a run all of its folder."""
     paths = [road.project.runs_dir / record.run] if record.run else [road.project.root / name for name in record.outputs]
-    return sum(size(path) for path in paths)
-
-
-def size(path: Path) -> int:
-    """Bytes of a file or of all below a folder."""
-    if path.is_dir() and not path.is_symlink():
-        return sum(size(one) for one in path.iterdir())
-    return path.lstat().st_size if path.exists() else 0
+    return sum(disk_size(path) for path in paths if path.exists())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from mlxforge.core.units import size as size
+
 NONE = "–"
 
 
@@ -34,14 +36,6 @@ def count(value: float) -> str:
         if value >= unit:
             return f"{number(value / (1e3 if letter == 'k' else unit), 3)} {letter}"
     return f"{value:,.0f}"
-
-
-def size(octets: float) -> str:
-    """Bytes in decimal units: 820 MB, 1.24 GB."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if octets >= unit:
-            return f"{number(octets / unit, 3)} {name}"
-    return f"{octets:.0f} B"
 
 
 def clock(seconds: float | None) -> str:

@@ -307,7 +307,7 @@ def test_numbers_as_people_read_them():
     assert [number(one) for one in (0.6104, 12.344, 812.34, 1234.5, 0.00012, 0.0, None, float("inf"))] == [
         "0.610", "12.34", "812.3", "1,234", "1.2e-04", "0.000", "–", "–",
     ]  # fmt: skip
-    assert [number(one, "bytes") for one in (1.24e9, 820e6, 512, 1500)] == ["1.24 GB", "820 MB", "512 B", "1.5 kB"]
+    assert [number(one, "bytes") for one in (1.24e9, 820e6, 512, 1500)] == ["1.24 GB", "820 MB", "512 B", "1.50 kB"]
     assert number(0.0312, "s") == "0.031 s"
     assert (signed(0.59), signed(-0.01), signed(0.0)) == ("+0.590", "-0.010", "0.000")
     assert visible("a\x00b\u202ec\n\t\x7f") == "a⟨U+0000⟩b⟨U+202E⟩c\n\t⟨U+007F⟩"
