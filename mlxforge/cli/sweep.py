@@ -46,7 +46,7 @@ def settings_of(objective: str | None, file: Path | None, assignments: tuple[str
     metavar="KEY=VALUES",
     help="A setting to search: learning_rate=1e-5..5e-4:log, or lora.rank=8,16,32. Several times for several settings.",
 )
-@click.option("--trials", type=click.IntRange(1, 999), help="Runs to make. [default: 8; of a grid, all]")
+@click.option("--trials", type=click.IntRange(1, 999), help="Runs to make. [default: 8; of a grid, or of fewer values, all]")
 @click.option("--grid", is_flag=True, help="Every combination; a range needs its number of points: 1e-5..1e-3:log:5.")
 @click.option(
     "--metric",

@@ -18,7 +18,7 @@ from mlxforge.core.settings import PreferenceSettings, TrainSettings
 
 WHERE = "--over"
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-RANGE = re.compile(rf"({NUMBER})\s*\.\.\s*({NUMBER})((?::\w+)*)")
+RANGE = re.compile(rf"({NUMBER})\s*\.\.(?!\.)\s*({NUMBER})((?::\w+)*)")  # three dots may be a slip or 1...5, 0.5
 EDGE = 0.05
 DIGITS = 3  # of a number drawn from a range: settings stay readable
 OWN = {"name": "the sweep names its runs", "runs_dir": "all runs of a sweep lie in one folder"}

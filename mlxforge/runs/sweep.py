@@ -36,6 +36,7 @@ from mlxforge.runs.text import anchored
 SWEEP, BEST = "sweep.json", "best.yaml"
 DEFAULT_METRIC = "valid.loss"
 STOPPED = "stopped"
+TRIALS = 8
 
 
 class Asked(msgspec.Struct, kw_only=True):
@@ -45,7 +46,7 @@ class Asked(msgspec.Struct, kw_only=True):
     objective: str
     config: dict[str, Any]
     over: list[str]
-    trials: int | None = 8
+    trials: int | None = TRIALS
     metric: str = DEFAULT_METRIC
     seed: int = 0
     grid: bool = False
@@ -99,11 +100,11 @@ class Sweep:
         self.config: TrainSettings = from_dict(SETTINGS[asked.objective], asked.config, where=SWEEP)
         self.space: list[Dimension] = dimensions(type(self.config), asked.over)
         self.metric: Metric = metric(asked.metric, self.config, self.space)
-        self.grid = list(points(self.space)) if asked.grid else []
-        if not asked.grid:
-            self.trials = asked.trials or 8
-        else:
-            self.trials = min(asked.trials or len(self.grid), len(self.grid))
+        # 0 where one is a range. All that there is to try is tried once each, in place of some of it twice.
+        combinations = math.prod(len(one.values) for one in self.space)
+        self.grid = list(points(self.space)) if asked.grid or 0 < combinations <= (asked.trials or TRIALS) else []
+        wanted = asked.trials or len(self.grid) or TRIALS
+        self.trials = min(wanted, len(self.grid)) if self.grid else wanted
         self.runs_dir = Path(self.config.runs_dir)
         self.path = self.runs_dir / asked.name
 
@@ -347,15 +348,13 @@ def _keep_best(search: Sweep, trials: Sequence[Tried]) -> None:
         if key not in ("name", "runs_dir"):
             (nested.setdefault(head, {}) if dot else nested)[tail or head] = value
     title = f"# The best of sweep {search.asked.name}: {search.metric.name} {best.value:.4f}, in run {best.run}.\n"
-    use = f"# mlxforge {search.asked.objective} -c {search.path / BEST}\n"
+    use = f"# mlxforge {search.asked.objective} -c {shlex.quote(str(search.path / BEST))}\n"
     write_atomic(search.path / BEST, title + use + yaml.safe_dump(nested, sort_keys=False, allow_unicode=True))
 
 
 def _interrupted(search: Sweep) -> Interrupted:
-    where = "" if search.config.runs_dir == "runs" else f" --runs-dir {search.config.runs_dir}"
-    stop = Interrupted(
-        "the sweep is interrupted; its trials are saved", fix=f"mlxforge sweep{where} --resume {search.asked.name}"
-    )
+    fix = f"mlxforge sweep{search.folder} --resume {shlex.quote(search.asked.name)}"
+    stop = Interrupted("the sweep is interrupted; its trials are saved", fix=fix)
     stop.result = result_of(search).result | {"status": "interrupted"}
     return stop
 

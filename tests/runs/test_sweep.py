@@ -50,6 +50,7 @@ def test_ranges_and_values_have_the_types_of_their_settings():
         ("learning_rate=1e-5..1e-4:lin", "'lin' is no property"),
         ("learning_rate=1e-5..x", "LOW..HIGH"),
         ("learning_rate=1e999..1e9999", "finite"),
+        ("learning_rate=1e-5...1e-3", "LOW..HIGH"),
         ("lora.rank=0..8", "lora.rank: 0"),
         ("lora.rank=1.5..8", "whole number"),
         ("lora.rank=a,b", "'a' is not integer"),
@@ -282,6 +283,23 @@ def test_a_fast_blas_is_loaded_before_a_forecast_imports_mlx(documents, tmp_path
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "judged by" in done.stdout
     assert "mlx was imported before" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("over", "more", "wanted"),
+    [
+        (["lora.rank=2,4", "epochs=1,2"], {"trials": None}, 4),
+        (["lora.rank=2,4", "epochs=1,2"], {"trials": 4}, 4),
+        (["lora.rank=2,4", "epochs=1,2"], {"trials": 3}, 3),
+        (["lora.rank=2,4", RATE], {"trials": None}, 8),
+        (["lora.rank=2,2"], {}, 1),
+    ],
+)
+def test_what_is_listed_is_tried_once(over, more, wanted, documents, tmp_path):
+    made = new_sweep(asked(documents, tmp_path, over=over, **more))
+    assert made.trials == wanted
+    tried = [made.settings(number, []) for number in range(1, wanted + 1)] if made.grid else []
+    assert len({json.dumps(one) for one in tried}) == len(tried)
 
 
 def test_names_that_are_taken_are_refused(done, documents):
