@@ -134,10 +134,11 @@ def _page(config: TrainSettings, plan: dict[str, Any]) -> str:
 def _fitted(fit: dict[str, Any]) -> list[str]:
     """What to change so that a run fits: as flags, and as YAML."""
     if not fit["changes"]:
-        return ["", "# it fits as it is"]
+        return ["", f"# it fits as it is, with {fit['headroom']:.0%} to spare"]
     yaml = [f"{key}: {str(value).lower() if isinstance(value, bool) else value}" for key, value in fit["changes"].items()]
     notes = [f"# {note}" for note in fit["notes"]]
-    head = f"# the plan above fits by these changes; it takes about {fit['slowdown']:.2f} times as long"
+    spare = f"with {fit['headroom']:.0%} to spare"
+    head = f"# the plan above fits by these changes, {spare}; it takes about {fit['slowdown']:.2f} times as long"
     return ["", head, *notes, fit["flags"], "# or as YAML", *yaml]
 
 

@@ -13,7 +13,8 @@ from mlxforge.core.settings import TrainSettings
 from mlxforge.models.shapes import Shapes
 from mlxforge.runs.forecast import Batch, Forecast, Work, forecast, operations, speed_for
 
-MARGIN = 1.1  # of the forecast: it may be a fifth off
+# Of what is forecast: it may be a fifth off; less once a probe corrected it.
+MARGIN, PROBED_MARGIN = 1.2, 1.1
 SMALLER = 1.05  # time, each time that a micro-batch is halved
 LEAST_TOKENS, LEAST_LENGTH = 256, 128
 COSTS = {
@@ -25,17 +26,24 @@ COSTS = {
 
 @dataclass(frozen=True)
 class Fit:
-    """What to change so that a run fits, nothing where it does as it is. ``slowdown``: time, as a multiple."""
+    """What to change so that a run fits, nothing where it does as it is.
+
+    Attributes:
+        slowdown: time, as a multiple.
+        margin: the multiple of the forecast that fits.
+    """
 
     changes: dict[str, Any]
     forecast: Forecast
     slowdown: float
     notes: tuple[str, ...]
+    margin: float = MARGIN
 
     def told(self) -> dict[str, Any]:
         """As a plan shows it."""
         flags = " ".join(_flag(key, value) for key, value in self.changes.items())
-        return {"changes": self.changes, "flags": flags, "slowdown": round(self.slowdown, 2), "notes": list(self.notes)}
+        told = {"changes": self.changes, "flags": flags, "slowdown": round(self.slowdown, 2), "notes": list(self.notes)}
+        return told | {"headroom": round(self.margin - 1, 2)}
 
 
 def _flag(key: str, value: Any) -> str:
@@ -44,14 +52,14 @@ def _flag(key: str, value: Any) -> str:
 
 
 def fit(
-    config: TrainSettings, model: Shapes, work: Work, memory: int, correction: float = 1.0, rows: Sequence[int] = ()
+    config: TrainSettings, model: Shapes, work: Work, memory: int, correction: float | None = None, rows: Sequence[int] = ()
 ) -> Fit:
     """The settings with least slowdown whose forecast, with a margin, is within ``memory`` bytes.
 
     Rows are shortened only where nothing else helps, and then it is said what that costs.
 
     Args:
-        correction: what a probe measured, as a multiple of what was forecast.
+        correction: what a probe measured, as a multiple of what was forecast; None where there was none.
         rows: lengths of the rows to train on.
 
     Raises:
@@ -59,18 +67,19 @@ def fit(
     """
     speed = speed_for(model)
     least: Forecast | None = None
+    margin = MARGIN if correction is None else PROBED_MARGIN
     for changes, halvings, changed, shape in choices(config, model, work):
-        said = forecast(changed, shape, model=model, speed=speed).corrected(correction)
-        if MARGIN * said.total <= memory:
+        said = forecast(changed, shape, model=model, speed=speed).corrected(correction or 1.0)
+        if margin * said.total <= memory:
             slower = SMALLER**halvings
             said = replace(said, seconds=slower * (said.seconds or 0.0))
-            return Fit(changes, said, slower * _recomputing(model, config, changed), _notes(changes, rows, config))
+            return Fit(changes, said, slower * _recomputing(model, config, changed), _notes(changes, rows, config), margin)
         least = said if least is None or said.total < least.total else least
     assert least is not None
     trained = sum(least.parts[part] for part in ("adapters", "optimizer", "gradients"))
     raise ConfigError(
         f"{size_text(memory)} are not enough: the least that this run needs is "
-        f"{size_text(int(MARGIN * least.total))}, with {size_text(least.parts['weights'])} of weights and "
+        f"{size_text(int(margin * least.total))}, with {size_text(least.parts['weights'])} of weights and "
         f"{size_text(trained)} for what is trained",
         where="--memory",
         fix=helps(config, model),

@@ -16,10 +16,8 @@ from mlxforge.core.events import Emit, fan_out
 from mlxforge.core.settings import TrainSettings
 from mlxforge.models.shapes import Shapes, shapes_of, skeleton
 from mlxforge.runs.fit import fit
-from mlxforge.runs.forecast import Batch, Forecast, Work, forecast, speed_for
+from mlxforge.runs.forecast import Batch, Forecast, Work, forecast, peak, speed_for
 from mlxforge.runs.train import adapted, batching, plan_of, prepare, read_material, settled
-
-LARGEST = 2  # micro-batches that are looked at, of those with most slots and of those with the longest lines
 
 
 @dataclass(frozen=True)
@@ -53,13 +51,13 @@ def plan(
     with tempfile.TemporaryDirectory(prefix="mlxforge-") as cache:
         found = outline(config, emit, Path(cache))
         said, source, chosen = predicted(found), "forecast", None
-        measured = probed(config, emit, Path(cache), said) if probe else None
-        factor = measured.passing / max(said.passing, 1) if measured else 1.0
+        measured = probed(config, found.model, emit, Path(cache), said) if probe else None
+        factor = measured.passing / max(said.passing, 1) if measured else None
         if memory is not None:
             chosen = fit(config, found.model, found.work, memory, factor, found.rows)
         if chosen is not None and chosen.changes:
             found = outline(msgspec.structs.replace(config, **chosen.changes), emit, Path(cache))
-            said = predicted(found).corrected(factor)
+            said = predicted(found).corrected(factor or 1.0)
             if measured and measured.seconds is not None:
                 said, source = replace(said, seconds=chosen.slowdown * measured.seconds), "corrected"
         elif measured:
@@ -131,7 +129,9 @@ class _Sharing:
 
 
 def _largest(plans: Iterable[Any], make: Any) -> tuple[Batch, ...]:
-    """The shapes of the micro-batches that may need most."""
+    """The shapes of the micro-batches that may need most: those with most slots, and those with the longest lines."""
+    from mlxforge.training.probe import LARGEST
+
     plans = list(plans)
     chosen = {id(one): one for key in ("slots", "width") for one in sorted(plans, key=lambda one: getattr(one, key))[-LARGEST:]}
     return tuple(shape_of(make(one)) for one in chosen.values())
@@ -148,12 +148,13 @@ def shape_of(batch: Any) -> Batch:
     return Batch(batch.slots, trained, heads * wide**2 + seen, True, lines * (wide + width), heads * wide)
 
 
-def probed(config: TrainSettings, emit: Emit, cache: Path, said: Forecast) -> Forecast:
+def probed(config: TrainSettings, model: Shapes, emit: Emit, cache: Path, said: Forecast) -> Forecast:
     """Memory and time as two updates on this machine have them."""
     from mlxforge.training.probe import probe
 
     prepared = prepare(config, emit, cache=cache)
-    found = probe(prepared.job(None, lambda: 0), prepared.evaluation_slots)
+    needs = lambda batch: sum(peak(config, model, shape_of(batch)).values())  # noqa: E731
+    found = probe(prepared.job(None, lambda: 0), prepared.evaluation_slots, needs)
     measured = {part: int(found["memory"].get(part, 0)) for part in said.parts}
     # MLX counts logits among all that is alive: the forecast's share of them is told apart.
     measured["logits"] = min(said.parts["logits"], measured["activations"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -15,13 +16,16 @@ from mlxforge.training.loop import Job, Loop, Stream
 EVALUATION_COST = 0.4  # of a training slot: a forward pass alone, and no gradient of it
 
 
-def probe(job: Job, evaluation_slots: int) -> dict[str, Any]:
+def probe(job: Job, evaluation_slots: int, needs: Callable[[Any], float] | None = None) -> dict[str, Any]:
     """Two updates, on the largest micro-batch of the first epoch and on a typical one. They change the job's weights.
+
+    Args:
+        needs: what a micro-batch is expected to need, by which the largest is chosen; by default its slots.
 
     Returns:
         ``memory``: bytes by part, ``total`` their sum and MLX's own peak; ``seconds``: of training and evaluation together.
     """
-    largest, typical = largest_and_typical(job.stream)
+    largest, typical = largest_and_typical(job.stream, needs)
     loop = Loop(job, ignore, Control())
     arrays = tree_flatten(job.scorer.model.parameters())
     mx.eval([array for _, array in arrays])
@@ -48,13 +52,14 @@ def probe(job: Job, evaluation_slots: int) -> dict[str, Any]:
     return {"memory": memory | {"total": sum(memory.values())}, "seconds": round(seconds * work, 1)}
 
 
-LOOKED_AT = 64  # micro-batches
+LOOKED_AT = 64  # micro-batches, and as many of the largest as a forecast looks at
+LARGEST = 2
 
 
-def largest_and_typical(stream: Stream) -> tuple[Any, Any]:
-    """The largest micro-batch among those of the first epoch, or many of them, and the middle one by size."""
+def largest_and_typical(stream: Stream, needs: Callable[[Any], float] | None = None) -> tuple[Any, Any]:
+    """The micro-batch that needs most among those of the first epoch, or many of them, and the middle one by size."""
     batches = sorted((stream.batch(index) for index in sample_of(stream)), key=lambda batch: (batch.slots, batch.trained))
-    return batches[-1], batches[len(batches) // 2]
+    return max(reversed(batches), key=needs) if needs else batches[-1], batches[len(batches) // 2]
 
 
 def sample_of(stream: Stream) -> list[int]:
@@ -64,7 +69,8 @@ def sample_of(stream: Stream) -> list[int]:
     count = min(len(stream), len(first) or LOOKED_AT)
     chosen = {index * count // min(count, LOOKED_AT) for index in range(min(count, LOOKED_AT))}
     if first:
-        chosen |= {max(range(count), key=lambda i: first[i].slots), max(range(count), key=lambda i: first[i].width)}
+        for key in ("slots", "width"):
+            chosen.update(sorted(range(count), key=lambda i: getattr(first[i], key))[-LARGEST:])
     return sorted(chosen)
 
 

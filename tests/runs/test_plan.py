@@ -17,6 +17,7 @@ from mlxforge.models.shapes import shapes
 from mlxforge.runs.fit import MARGIN, fit, parse_size, smaller
 from mlxforge.runs.forecast import PARTS, Batch, Forecast, Work, forecast, shapes_for
 from mlxforge.runs.plan import plan
+from mlxforge.training.probe import largest_and_typical
 
 HANDBOOK = {
     CptConfig: "sample:handbook/documents",
@@ -63,7 +64,7 @@ def bench():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", ["cpt", "sft", "dpo", "orpo"])
+@pytest.mark.parametrize("job", ["cpt", "sft", "dpo", "orpo", "kto"])
 @pytest.mark.parametrize("model", ["tiny", "4-bit", "large vocabulary", "small vocabulary"])
 def test_memory_is_forecast_within_a_fifth_over_the_grid(model, job):
     for name, said, measured, *_ in bench().ratios([f"{model}, {job}, "]):
@@ -167,6 +168,16 @@ def test_a_probe_corrects_what_fits(tiny):
     whole = forecast(config, work, model=tiny).total
     assert fit(config, tiny, work, int(1.5 * whole)).changes == {}
     assert fit(config, tiny, work, int(1.5 * whole), correction=2.0).changes
+    # What was measured needs less room above it than what was counted.
+    assert fit(config, tiny, work, int(1.15 * whole), correction=1.0).told()["headroom"] == 0.1
+    assert fit(config, tiny, work, int(1.15 * whole)).changes
+
+
+def test_a_probe_takes_the_micro_batch_that_the_forecast_names_as_the_worst():
+    batches = [Batch(slots, trained, slots) for slots, trained in ((100, 100), (200, 150), (120, 10), (210, 20))]
+    stream = type("Stream", (), {"batch": lambda _, index: batches[index], "__len__": lambda _: 4})()
+    assert largest_and_typical(stream)[0] == batches[3]
+    assert largest_and_typical(stream, lambda batch: batch.trained)[0] == batches[1]
 
 
 def test_a_smaller_batch_has_whole_lines():
