@@ -10,9 +10,9 @@ from mlxforge.core.errors import MissingExtraError, did_you_mean
 from mlxforge.core.events import Control, Emit
 from mlxforge.evals.report import PAGE, REPORT, ROWS
 from mlxforge.runs.eval_sets import RETENTION
+from mlxforge.runs.pipeline_checks import missing
 from mlxforge.runs.pipeline_order import BASE, Made, Road, Step, compared
 from mlxforge.runs.pipeline_state import Record
-from mlxforge.runs.pipeline_train import missing
 from mlxforge.runs.project import TRAINING
 from mlxforge.runs.text import expand
 

@@ -67,7 +67,7 @@ def _training(road: Road, step: Step, emit: Emit) -> Forecast:
 
 
 def _synth(road: Road, step: Step, _: Emit) -> Forecast:
-    from mlxforge.runs.stages import qa_settings, reached, store_of
+    from mlxforge.runs.pipeline_synth import qa_settings, reached, store_of
     from mlxforge.runs.synth import estimate
 
     store = store_of(road, step)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
-from mlxforge.core.errors import Interrupted, MlxforgeError, RunFailed
+from mlxforge.core.errors import Interrupted, RunFailed
 from mlxforge.core.events import Control, Emit
 from mlxforge.core.settings import TrainSettings
 from mlxforge.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from mlxforge.runs.pipeline_checks import check_model, missing, told
 from mlxforge.runs.pipeline_order import Made, Road, Step
 from mlxforge.runs.pipeline_state import Record
 from mlxforge.runs.project import PREFERENCES
 from mlxforge.runs.record import RECORD, read_record
-from mlxforge.runs.text import expand
 
 READ = ("data", "valid", "retention", "replay", "task", "chat_replay")
 # Where the data of a stage comes from if it names none.
@@ -77,31 +77,6 @@ def check(road: Road, step: Step) -> Iterator[str]:
         yield from told(lambda: settled(job))
 
 
-def check_model(road: Road, step: Step) -> Iterator[str]:
-    """The base is there; of one on the hub its description is fetched."""
-    from mlxforge.models.check import check_model_files
-    from mlxforge.models.hub import DESCRIPTION, is_folder, resolve_model
-    from mlxforge.runs.opening import resolve_base
-
-    def look() -> None:
-        base = resolve_base(road.model(step), road.project.runs_dir)
-        path = resolve_model(base.model, DESCRIPTION)
-        if base.model == "tiny" or is_folder(base.model):
-            check_model_files(path)
-
-    yield from told(look)
-
-
-def missing(road: Road, specs: list[str]) -> Iterator[str]:
-    """A line for each file that is neither there nor made by a stage."""
-    from mlxforge.data.sources import HUB, parse_spec
-
-    for spec in dict.fromkeys(specs):
-        path = Path(expand(parse_spec(spec).path)).expanduser()
-        if not spec.startswith((HUB, "run:")) and not path.exists() and road.maker(spec) is None:
-            yield f"no such file or folder: {road.shown(spec)} (mend the path, or put it there)"
-
-
 def run(road: Road, step: Step, record: Record, emit: Emit, control: Control) -> Made:
     """Trains, or goes on with the run of the record, or takes it where it was finished."""
     from mlxforge.runs import train as training
@@ -140,13 +115,3 @@ def free_run(road: Road, step: Step) -> str:
     while (road.project.runs_dir / (free := name if number == 1 else f"{name}-{number}")).exists():
         number += 1
     return free
-
-
-def told(look: Callable[[], object]) -> Iterator[str]:
-    """What is wrong, as lines."""
-    try:
-        look()
-    except MlxforgeError as error:
-        if error.where.startswith("--"):  # a flag of another command; the caller says where it stands here
-            error.where = ""
-        yield from str(error).splitlines()

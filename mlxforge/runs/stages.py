@@ -2,48 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
-from mlxforge.core.errors import DataError, MissingExtraError, RunFailed
+from mlxforge.core.errors import MissingExtraError, RunFailed
 from mlxforge.core.events import Control, Emit, Noted
 from mlxforge.core.files import sweep
 from mlxforge.runs import pipeline_train
+from mlxforge.runs.pipeline_checks import check_model, missing, not_ours, place, told
 from mlxforge.runs.pipeline_eval import check_eval, eval_makes, eval_reads, run_eval
 from mlxforge.runs.pipeline_order import Made, Road, Stage, Step
 from mlxforge.runs.pipeline_state import Record
-from mlxforge.runs.pipeline_train import check_model, missing, told
+from mlxforge.runs.pipeline_synth import PAIRS, SYNTH
 from mlxforge.runs.project import TRAINING
 from mlxforge.runs.text import expand
-
-KEY = "OPENAI_API_KEY"
-LOCAL = ("localhost", "127.0.0.1", "::1", "")
-PARTS = ("train", "valid", "test")
-# Of which kind of synth a setting is; the others are of both.
-QA = ("kb", "styles", "per_chunk", "limit", "audience", "temperature", "near", "judge")
-COMMANDS = ("schema", "from_click", "rows", "share")
-
-
-def _place(road: Road, step: Step, key: str) -> Path:
-    return Path(road.project.place(str(step.get(key))))
 
 
 def _nothing(_: Road, __: Step) -> list[str]:
     return []
-
-
-def _not_ours(road: Road, step: Step) -> Iterator[str]:
-    """A line for each file that would be written over and that no stage made."""
-    if road.ledger.read(step.name) is None:
-        for path in road.table[step.stage].makes(road, step):
-            if os.path.lexists(path):
-                shown = road.ledger.shown(path)
-                yield f"{shown} is there already, and no pipeline made it (move it away, or name another output)"
 
 
 # ingest
@@ -54,7 +31,7 @@ def _ingest_reads(road: Road, step: Step) -> list[str]:
 
 
 def _ingest_makes(road: Road, step: Step) -> list[Path]:
-    return [_place(road, step, "output")]
+    return [place(road, step, "output")]
 
 
 def _ingest_check(road: Road, step: Step) -> Iterator[str]:
@@ -86,7 +63,7 @@ def _ingest(road: Road, step: Step, record: Record, emit: Emit, __: Control) -> 
         step.get("overlap"),
         tuple(step.get("keep")),
     )
-    store = _place(road, step, "output")
+    store = place(road, step, "output")
     store.parent.mkdir(parents=True, exist_ok=True)
     roots = [Path(expand(spec)).expanduser().resolve().as_posix() for spec in _ingest_reads(road, step)]
     if store.exists():
@@ -106,189 +83,6 @@ def _leave_out(store: Path, roots: Sequence[str]) -> None:
             connection.execute("UPDATE documents SET removed = ? WHERE root = ? AND removed IS NULL", (now(), root))
 
 
-# synth
-
-
-def _synth_output(road: Road, step: Step) -> Path:
-    default = "data/synth.jsonl" if step.get("kind") == "qa" else "data/commands"
-    return Path(road.project.place(str(step.get("output") or default)))
-
-
-def _synth_makes(road: Road, step: Step) -> list[Path]:
-    output = _synth_output(road, step)
-    if step.get("kind") == "commands":
-        return [output / f"{part}.jsonl" for part in PARTS]
-    return [output, *(output.with_suffix(f".{part}{output.suffix}") for part in PARTS[1:])]
-
-
-def store_of(road: Road, step: Step) -> Path | None:
-    """The knowledge base that questions are made from."""
-    if named := step.get("kb"):
-        return Path(road.project.place(named))
-    ingest = next((one for one in road.steps if one.stage == "ingest"), None)
-    return _place(road, ingest, "output") if ingest else None
-
-
-def _synth_reads(road: Road, step: Step) -> list[str]:
-    if step.get("kind") == "commands":
-        return [expand(road.project.place(step.get("schema")))] if step.get("schema") else []
-    store = store_of(road, step)
-    return [str(store)] if store else []
-
-
-def _synth_check(road: Road, step: Step) -> Iterator[str]:
-    kind = step.get("kind")
-    idle = COMMANDS if kind == "qa" else QA
-    yield from (f"{key} has no effect with kind {kind} (leave it out)" for key in idle if f"synth.{key}" in road.project.where)
-    if kind == "qa" and store_of(road, step) is None:
-        yield "no knowledge base (write synth.kb: FILE, or add the stage ingest)"
-    if kind == "commands" and not (step.get("schema") or step.get("from_click")):
-        yield "no schema (write synth.schema: FILE, or synth.from_click: module:command)"
-    if step.get("max_cost") and not (step.get("price_in") and step.get("price_out")):
-        yield "max_cost needs price_in and price_out (give both, in US dollars for a million tokens)"
-    yield from missing(road, _synth_reads(road, step))
-    yield from told(lambda: qa_settings(step))
-    yield from _not_ours(road, step)
-    yield from check_provider(road, step)
-
-
-def check_provider(road: Road, step: Step) -> Iterator[str]:
-    """What a provider needs: its package and model, or a key where its server is not on this machine."""
-    provider = step.get("provider") or ("mlx" if step.get("kind") == "qa" else None)
-    if provider == "mlx":
-        if importlib.util.find_spec("llguidance") is None:
-            yield str(MissingExtraError("llguidance", "synth", "the provider mlx"))
-        yield from check_model(road, step)
-    if provider == "openai":
-        url = step.get("url") or os.environ.get("OPENAI_BASE_URL", "https://api.openai.com/v1")
-        if not os.environ.get(KEY) and (urlsplit(url).hostname or "") not in LOCAL:
-            yield f"no key for {urlsplit(url).hostname} (export {KEY}=...)"
-
-
-def qa_settings(step: Step) -> Any:
-    from mlxforge.runs.synth_rows import QaSettings
-
-    if step.get("kind") == "commands":
-        return None
-    known: dict[str, Any] = {
-        key: step.get(key) for key in ("per_chunk", "limit", "seed", "temperature", "valid", "test", "near")
-    }
-    known |= {key: value for key in ("audience", "provider", "judge") if (value := step.get(key))}
-    known |= {"styles": tuple(styles)} if (styles := step.get("styles")) else {}
-    return QaSettings(**known)
-
-
-def reached(road: Road, step: Step) -> Any:
-    """How the provider of a step is reached."""
-    from mlxforge.knowledge.asked import ProviderSettings
-    from mlxforge.runs.synth import opener
-
-    own = step.get("model")
-    mlx = (step.get("provider") or "mlx") == "mlx"
-    return ProviderSettings(
-        model=own if own and not mlx else road.project.model(own or road.project.settings.model) if mlx else "",
-        url=step.get("url") or "",
-        concurrency=step.get("concurrency"),
-        price_in=step.get("price_in"),
-        price_out=step.get("price_out"),
-        opener=opener(road.project.runs_dir),
-    )
-
-
-def _synth(road: Road, step: Step, _: Record, emit: Emit, __: Control) -> Made:
-    output = _synth_output(road, step)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    result = _qa(road, step, output, emit) if step.get("kind") == "qa" else _commands(road, step, output, emit)
-    return Made(result, tuple(path for path in _synth_makes(road, step) if path.is_file()))
-
-
-def _qa(road: Road, step: Step, output: Path, emit: Emit) -> dict[str, Any]:
-    from mlxforge.runs.synth import synth_qa
-
-    store = store_of(road, step)
-    assert store is not None
-    max_cost = step.get("max_cost")
-    try:
-        return synth_qa(store, output, qa_settings(step), reached(road, step), max_cost=max_cost, force=True, emit=emit)
-    except DataError as error:
-        if "--rejects" in error.fix:  # an option of its own command
-            error.fix = f"mlxforge synth review {store} --list 4 shows some; another model may do better"
-        raise
-
-
-def _commands(road: Road, step: Step, output: Path, emit: Emit) -> dict[str, Any]:
-    from mlxforge.knowledge.providers import provider
-    from mlxforge.runs.synth_commands import schema_of, shares_of, synth_commands
-
-    schema = step.get("schema")
-    found = schema_of(Path(expand(road.project.place(schema))) if schema else None, step.get("from_click"), emit)
-    name = step.get("provider")
-    given = {key: step.get(key) for key in ("rows", "seed", "valid", "test")}
-    asked = provider(name, reached(road, step)) if name else None
-    return synth_commands(found, output, **given, shares=shares_of(step.get("share")), asked=asked, force=True, emit=emit)
-
-
-# pairs
-
-
-def _pairs_makes(road: Road, step: Step) -> list[Path]:
-    output = _place(road, step, "output")
-    return [output.with_name(step.suffixed(output.stem) + output.suffix)]
-
-
-def _pairs_reads(road: Road, step: Step) -> list[str]:
-    if own := step.get("data"):
-        return [road.project.place(spec) for spec in own]
-    taken = road.taken(step)
-    return pipeline_train.job_of(road, taken).data if taken else []
-
-
-def _pairs_check(road: Road, step: Step) -> Iterator[str]:
-    specs = _pairs_reads(road, step)
-    if not specs:
-        yield "no conversations to answer (write pairs.data: [FILE])"
-    if step.get("judge") and step.get("judge_url"):
-        yield "judge and judge_url are two judges (leave one of them out)"
-    yield from missing(road, specs)
-    yield from _not_ours(road, step)
-
-
-def _pairs(road: Road, step: Step, _: Record, emit: Emit, __: Control) -> Made:
-    from mlxforge.runs.make_pairs import PairSettings, make_pairs
-
-    names = ("samples", "temperature", "max_tokens", "per_row", "seed")
-    settings = PairSettings(**{name: step.get(name) for name in names})
-    (output,) = _pairs_makes(road, step)
-    result = make_pairs(
-        [expand(spec) for spec in _pairs_reads(road, step)],
-        output,
-        road.model(step),
-        runs_dir=road.project.runs_dir,
-        settings=settings,
-        judge=_judge(step),
-        limit=step.get("limit"),
-        force=True,
-        emit=emit,
-    )
-    if result["output"] is None:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in result["dropped"].items())
-        where = road.project.line("pairs.samples", "pairs.temperature", "pairs")
-        raise RunFailed(f"no pair came out ({reasons})", where=where, fix="more samples, a higher temperature or other data")
-    return Made(result, (output,))
-
-
-def _judge(step: Step) -> Any:
-    if command := step.get("judge"):
-        from mlxforge.runs.judges import CommandJudge
-
-        return CommandJudge(command, False, 120.0)
-    if url := step.get("judge_url"):
-        from mlxforge.runs.judge_server import UrlJudge
-
-        return UrlJudge(url, step.get("judge_model") or "", 120.0, 512)
-    return None
-
-
 # fuse, export, verify
 
 
@@ -298,7 +92,7 @@ def _fuse_makes(road: Road, step: Step) -> list[Path]:
 
 def _fuse_check(road: Road, step: Step) -> Iterator[str]:
     yield from _trained(road, step)
-    yield from _not_ours(road, step)
+    yield from not_ours(road, step)
 
 
 def _trained(road: Road, step: Step) -> Iterator[str]:
@@ -339,7 +133,7 @@ def _export_check(road: Road, step: Step) -> Iterator[str]:
     for quant in quants:
         yield from told(lambda one=quant: quant_of(one))  # type: ignore[misc]
     yield from _trained(road, step)
-    yield from _not_ours(road, step)
+    yield from not_ours(road, step)
 
 
 def _export(road: Road, step: Step, _: Record, emit: Emit, __: Control) -> Made:
@@ -402,9 +196,9 @@ def _training(about: str) -> Stage:
 STAGES: dict[str, Stage] = {
     "ingest": Stage("read documents", _ingest_reads, _ingest_makes, _ingest_check, _ingest),
     "cpt": _training("learn the documents"),
-    "synth": Stage("make training data", _synth_reads, _synth_makes, _synth_check, _synth),
+    "synth": SYNTH,
     "sft": _training("learn to answer"),
-    "pairs": Stage("make preference pairs", _pairs_reads, _pairs_makes, _pairs_check, _pairs, works_on=True),
+    "pairs": PAIRS,
     **{name: _training("learn which answer is better") for name in TRAINING if name not in ("cpt", "sft")},
     "eval": Stage("compare the models", eval_reads, eval_makes, check_eval, run_eval),
     "fuse": Stage("merge into the base", _nothing, _fuse_makes, _fuse_check, _fuse, works_on=True),
