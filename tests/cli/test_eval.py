@@ -13,6 +13,7 @@ import time
 import pytest
 
 from mlxforge.cli.main import run
+from mlxforge.core.blas import load_blas
 from mlxforge.evals.report import load_report
 
 QUICK = ("--no-retention", "--limit", "3", "--max-tokens", "6", "--latency-prompts", "1", "--metrics", "f1")
@@ -79,6 +80,18 @@ def test_mistakes_are_one_line_and_write_nothing(words, says, evaluated, tmp_pat
     assert says in err
     assert "Traceback" not in err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.skipif(load_blas() != "", reason="nothing to load here")
+def test_a_single_model_on_a_text_has_the_fast_blas_too(tmp_path):
+    """On Linux OpenBLAS must be there before MLX is: else everything takes five times as long."""
+    code = (
+        "from mlxforge.cli.main import run; from mlxforge.core.blas import load_blas; import sys; run(sys.argv[1:], debug=True)"
+    )
+    words = ["eval", "tiny", "--retention", "sample:general/retention.txt", "--dry-run", "-o", str(tmp_path / "r")]
+    command = [sys.executable, "-c", f"{code}; print(load_blas())", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == ""
 
 
 @pytest.mark.slow
