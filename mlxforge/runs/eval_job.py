@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from mlxforge.core.blas import load_blas
 from mlxforge.core.errors import ConfigError
 from mlxforge.core.events import Emit, Noted, ignore
 from mlxforge.evals.graded import Graded
@@ -128,6 +129,7 @@ def output_folder(given: Path | None) -> Path:
 
 def prepare(settings: EvalSettings, emit: Emit = ignore) -> Job:
     """Reads all that is asked, and refuses what cannot be done, before any weight is loaded; errors as :func:`evaluate`."""
+    load_blas()  # before anything imports MLX
     models = name_models(settings.models, settings.runs_dir)
     if settings.suite and (gguf := next((named for named in models if named.file is not None), None)):
         raise ConfigError("lm-eval runs models in MLX, not GGUF files", where=gguf.name, fix="leave it out, or the suite")
