@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
 from mlxforge.cli.lazy import Commands
-from mlxforge.core.errors import MlxforgeError
+from mlxforge.core.errors import ConfigError, MlxforgeError
 
 COMMANDS = {
     "init": ("mlxforge.cli.init", "Make a project folder with a forge.yaml that says what is done."),
@@ -36,9 +37,9 @@ COMMANDS = {
     "data": ("mlxforge.cli.data", "Check, preview, convert, split, mix and clean training data."),
     "synth": ("mlxforge.cli.synth", "Make training data: questions and answers, pairs, passages, commands."),
     "kb": ("mlxforge.cli.kb", "Look into a knowledge base, and change it by hand."),
-    "runs": ("mlxforge.cli.runs", "List, show, watch and plot training runs."),
+    "runs": ("mlxforge.cli.runs", "List, show, compare, watch and remove training runs."),
     "doctor": ("mlxforge.cli.doctor", "Look at machine and installation, and say how to mend what is wrong."),
-    "models": ("mlxforge.cli.models", "Model families, and what a model is."),
+    "models": ("mlxforge.cli.models", "Models on this disk, model families, and what a model is."),
 }
 
 
@@ -56,12 +57,14 @@ def main(arguments: list[str] | None = None) -> None:
     line = [word for word in line if word != "--debug"]
     # A reader that went away (mlxforge ... | head) ends the program quietly.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # not every terminal knows a check mark
     sys.exit(run(line, debug))
 
 
 def run(line: list[str], debug: bool) -> int:
     """One command; returns the exit code."""
     try:
+        _check_folder()
         outcome: Any = cli.main(args=line, prog_name="mlxforge", standalone_mode=False)
         return outcome if isinstance(outcome, int) else 0
     except click.exceptions.Abort:
@@ -84,3 +87,12 @@ def run(line: list[str], debug: bool) -> int:
             raise
         click.echo(f"error: {type(error).__name__}: {error} (a defect of mlxforge: --debug shows where)", err=True)
         return 1
+
+
+def _check_folder() -> None:
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot be worked in: {error.strerror}", where="this folder", fix="cd to one that is there"
+        ) from None

@@ -6,11 +6,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlxforge.cli.runs import FOLDER, JSON
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 WHERE = click.option(
     "--in",
@@ -75,32 +78,55 @@ def draw(tree: Sequence[Any], mark: str = "") -> None:
         console.print(picture)
 
 
+# What a narrow terminal goes without, the first one first.
+SPARED = ("created", "model", "objective", "bpb", "steps", "gate", "loss", "status")
+
+
 def _table(found: Sequence[Any]) -> None:
     from rich.console import Console
+
+    # A pipe has no width: lines stay whole there, for grep and awk.
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    spared = () if any(one.gate is not None for one in found) else ("gate",)
+    tables = [_columns(found, (*spared, *SPARED[:number])) for number in range(len(SPARED) + 1)]
+    wide = console.options.update(max_width=1000)
+    fitting = (table for table in tables if console.measure(table, options=wide).maximum <= console.width)
+    console.print(next(fitting, tables[-1]))
+    for one in found:
+        if one.damaged:
+            click.echo(f"{one.path}: {one.damaged}", err=True)
+
+
+def _columns(found: Sequence[Any], spared: Sequence[str]) -> Table:
+    """The table of runs without some of its columns."""
     from rich.table import Table
     from rich.text import Text
 
     from mlxforge.ui.units import NONE, model_name, number, one_line
 
     table = Table(box=None, pad_edge=False)
-    for title in ("run", "objective", "status", "created", "model"):
-        table.add_column(title, overflow="fold", no_wrap=title == "created")
-    for title in ("steps", "loss", "bpb"):
-        table.add_column(title, justify="right", no_wrap=True)
-    if any(one.gate is not None for one in found):
-        table.add_column("gate", no_wrap=True)
     verdicts = {True: "passed", False: "failed", None: ""}
-    for one in found:
-        words = (one.name, one.objective, "damaged" if one.damaged else one.status, one.created, model_name(one.model))
-        figures = (f"{one.steps:,}" if one.steps is not None else NONE, number(one.loss), number(one.bpb))
-        cells = [Text(one_line(word)) for word in (*words, *figures, verdicts[one.gate])]
-        table.add_row(*cells[: len(table.columns)], style="yellow" if one.damaged else "")
-    # A pipe has no width: lines stay whole there, for grep and awk.
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    console.print(table)
-    for one in found:
-        if one.damaged:
-            click.echo(f"{one.path}: {one.damaged}", err=True)
+    rows = [
+        {
+            "run": one.name,
+            "objective": one.objective,
+            "status": "damaged" if one.damaged else one.status,
+            "created": one.created,
+            "model": model_name(one.model),
+            "steps": f"{one.steps:,}" if one.steps is not None else NONE,
+            "loss": number(one.loss),
+            "bpb": number(one.bpb),
+            "gate": verdicts[one.gate],
+        }
+        for one in found
+    ]
+    titles = [title for title in rows[0] if title not in spared]
+    for title in titles:
+        right = title in ("steps", "loss", "bpb")
+        table.add_column(title, overflow="fold", justify="right" if right else "left")
+    for one, row in zip(found, rows, strict=True):
+        table.add_row(*(Text(one_line(row[title])) for title in titles), style="yellow" if one.damaged else "")
+    return table
 
 
 list = list_command  # noqa: A001

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -175,6 +178,23 @@ def test_an_unwritable_folder(tmp_path, capsys, documents):
     code, lines = call(capsys, tmp_path, "--data", documents)
     assert code == 2
     assert "cannot write" in lines[-1]
+
+
+def test_a_folder_that_is_gone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(made := file(tmp_path, "gone/x", "").parent)
+    shutil.rmtree(made)
+    assert run(["models", "list"], debug=False) == 2
+    assert (
+        capsys.readouterr().err
+        == "error: this folder: cannot be worked in: No such file or directory (cd to one that is there)\n"
+    )
+
+
+def test_a_terminal_that_knows_few_letters(tmp_path):
+    line = [sys.executable, "-c", "from mlxforge.cli.main import main; main()", "models", "list", "--no-hub"]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONIOENCODING": "latin-1"})
+    assert done.returncode == 0
+    assert "\\u2013" in done.stdout
 
 
 def test_a_traceback_only_with_debug(tmp_path):

@@ -56,6 +56,16 @@ def test_list(folder) -> None:
     assert json.loads(call("list", "--runs-dir", folder / "none", "--json").stdout) == []
 
 
+def test_a_narrow_terminal_goes_without_columns_and_keeps_names_whole(folder, terminal) -> None:
+    for width, titles in ((90, "run objective status created model steps loss bpb"), (40, "run status steps loss bpb")):
+        words = ["runs", "list", "--runs-dir", str(folder)]
+        shell = terminal(f"from mlxforge.cli.main import main; main({words!r})", width=width)
+        assert shell.wait() == 0
+        shown = [line.split() for line in shell.screen() if line.strip()]
+        assert shown[0] == titles.split()
+        assert shown[1][0] == "demo"
+
+
 def test_show(folder) -> None:
     text = call("show", "demo", "--runs-dir", folder).stdout
     for wanted in ("demo · cpt · finished", "learning_rate", "0.001", "4.200 → 2.000", "model.name", "events.jsonl"):
