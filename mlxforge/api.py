@@ -54,11 +54,8 @@ def _tracked(listeners: Sequence[Emit]) -> Iterator[list[Emit]]:
     """The listeners, and the trackers that the settings name."""
     from mlxforge.ui.trackers import Trackers
 
-    following = Trackers(fan_out(listeners))
-    try:
+    with Trackers(fan_out(listeners)) as following:
         yield [*listeners, following]
-    finally:
-        following.close("interrupted")
 
 
 def plan(

@@ -9,18 +9,7 @@ import click
 
 from mlxforge.cli.options import config_from, setting_options
 from mlxforge.cli.training import PLANNING, show_plan
-from mlxforge.core import settings
-
-# objective -> the settings of its runs
-OBJECTIVES: dict[str, type[settings.TrainSettings]] = {
-    "cpt": settings.CptConfig,
-    "sft": settings.SftConfig,
-    "dpo": settings.DpoConfig,
-    "orpo": settings.OrpoConfig,
-    "simpo": settings.SimpoConfig,
-    "cpo": settings.CpoConfig,
-    "kto": settings.KtoConfig,
-}
+from mlxforge.core.settings import OBJECTIVES
 
 
 class Objectives(click.Group):

@@ -205,3 +205,15 @@ class KtoConfig(PreferenceSettings):
     desirable_weight: Annotated[float, help("weight of wanted answers", gt=0)] = 1.0
     undesirable_weight: Annotated[float, help("weight of unwanted answers", gt=0)] = 1.0
     reference: Reference = None
+
+
+# objective -> its settings
+OBJECTIVES: dict[str, type[TrainSettings]] = {
+    "cpt": CptConfig,
+    "sft": SftConfig,
+    "dpo": DpoConfig,
+    "orpo": OrpoConfig,
+    "simpo": SimpoConfig,
+    "cpo": CpoConfig,
+    "kto": KtoConfig,
+}

@@ -12,9 +12,8 @@ import msgspec
 
 from mlxforge.core.config import Layer, from_dict, group_of, resolve, struct_types, to_dict, walk, yaml_layer
 from mlxforge.core.errors import ConfigError, did_you_mean
-from mlxforge.core.settings import Count, Settings, TrainSettings
+from mlxforge.core.settings import OBJECTIVES, Count, Settings, TrainSettings
 from mlxforge.core.settings import help as help  # noqa: A004 - reads as what it is in the field tables below
-from mlxforge.runs.record import SETTINGS
 
 FILE = "forge.yaml"
 PREFERENCES = ("dpo", "orpo", "simpo", "cpo", "kto")
@@ -172,11 +171,11 @@ def _training(job: type[TrainSettings], objective: str) -> type[Settings]:
 # Every stage, in the order in which they run where nothing says otherwise.
 STAGE_SETTINGS: dict[str, type[Settings]] = {
     "ingest": IngestStage,
-    "cpt": _training(SETTINGS["cpt"], "cpt"),
+    "cpt": _training(OBJECTIVES["cpt"], "cpt"),
     "synth": SynthStage,
-    "sft": _training(SETTINGS["sft"], "sft"),
+    "sft": _training(OBJECTIVES["sft"], "sft"),
     "pairs": PairsStage,
-    **{name: _training(SETTINGS[name], name) for name in PREFERENCES},
+    **{name: _training(OBJECTIVES[name], name) for name in PREFERENCES},
     "eval": EvalStage,
     "fuse": FuseStage,
     "export": ExportStage,
@@ -243,7 +242,7 @@ class Project:
     def job(self, stage: str, variant: str = "") -> TrainSettings:
         """The training job of a stage, its paths placed; the model, the name and data of other stages are still to come."""
         kept = to_dict(self.variants[variant] if variant else self.stages[stage])
-        job = SETTINGS[stage]
+        job = OBJECTIVES[stage]
         values = {name: kept[name] for name in job.__struct_fields__}
         for key in PATHS:
             if value := values.get(key):

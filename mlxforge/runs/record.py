@@ -13,25 +13,15 @@ from typing import Any
 import msgspec
 
 from mlxforge.core.config import walk
-from mlxforge.core.errors import RunError, did_you_mean
+from mlxforge.core.errors import ConfigError, RunError, did_you_mean
 from mlxforge.core.files import write_atomic
-from mlxforge.core.settings import CpoConfig, CptConfig, DpoConfig, KtoConfig, OrpoConfig, SftConfig, SimpoConfig, TrainSettings
+from mlxforge.core.settings import OBJECTIVES, TrainSettings
 
 RECORD = "run.json"
 CONFIG = "config.yaml"
 EVENTS = "events.jsonl"
 GATE = "gate.json"
 LAST = "last"
-# objective -> its settings
-SETTINGS: dict[str, type[TrainSettings]] = {
-    "cpt": CptConfig,
-    "sft": SftConfig,
-    "dpo": DpoConfig,
-    "orpo": OrpoConfig,
-    "simpo": SimpoConfig,
-    "cpo": CpoConfig,
-    "kto": KtoConfig,
-}
 
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,12 +177,37 @@ def beside(name: str, run: Path) -> str:
 
 def objective_of(settings: TrainSettings) -> str:
     """The objective whose settings these are."""
-    return next(objective for objective, kind in SETTINGS.items() if type(settings) is kind)
+    return next(objective for objective, kind in OBJECTIVES.items() if type(settings) is kind)
+
+
+def objective_for(named: str | None, file: Path | None) -> str:
+    """The objective of a config: the one named, else that of the run it lies in, else the one word in its file name.
+
+    Raises:
+        ConfigError: none can be told.
+    """
+    if named is not None:
+        if named not in OBJECTIVES:
+            raise ConfigError(f"unknown objective '{named}'", where="OBJECTIVE", fix=did_you_mean(named, OBJECTIVES))
+        return named
+    if file is not None and (file.parent / RECORD).is_file():
+        found = str(read_record(file.parent).get("objective"))
+        if found in OBJECTIVES:
+            return found
+    words = file.stem.replace("_", "-").replace(".", "-").split("-") if file else []
+    known = [word for word in words if word in OBJECTIVES]
+    # sft-after-cpt is a config of sft; of my-sft-cpt nobody knows.
+    if known and (len(set(known)) == 1 or words[0] == known[0]):
+        return known[0]
+    fix = f"name it: one of {', '.join(OBJECTIVES)}"
+    if file is None:
+        raise ConfigError("no objective", where="OBJECTIVE", fix=fix)
+    raise ConfigError("the file's name does not say its objective", where=str(file), fix=fix)
 
 
 def changed_settings(config: Mapping[str, Any], objective: str) -> dict[str, Any]:
     """The settings of a ``config.yaml`` that differ from the objective's defaults, by dotted key; unknown ones count too."""
-    defaults = {key: default for key, _, default in walk(SETTINGS.get(objective, TrainSettings))}
+    defaults = {key: default for key, _, default in walk(OBJECTIVES.get(objective, TrainSettings))}
     return {key: value for key, value in dotted_settings(config, defaults) if key not in defaults or defaults[key] != value}
 
 

@@ -21,14 +21,14 @@ from typing import Any
 import msgspec
 
 from mlxforge.core.config import from_dict, to_dict
-from mlxforge.core.errors import ConfigError, Interrupted, MlxforgeError, RunError, RunFailed, did_you_mean
+from mlxforge.core.errors import Interrupted, MlxforgeError, RunError, RunFailed, did_you_mean
 from mlxforge.core.eventlog import replay
 from mlxforge.core.events import Control, Emit, Evaluated, Event, Noted, Progress, RunStarted, StepDone, Warned, ignore
 from mlxforge.core.files import disk_errors, locked, write_atomic
-from mlxforge.core.settings import TrainSettings
+from mlxforge.core.settings import OBJECTIVES, TrainSettings
 from mlxforge.runs import train as runs
 from mlxforge.runs.execution import free_path
-from mlxforge.runs.record import EVENTS, RECORD, SETTINGS, changed_settings, read_config, read_record
+from mlxforge.runs.record import EVENTS, RECORD, changed_settings, read_config, read_record
 from mlxforge.runs.space import Dimension, Metric, applied, dimensions, metric, points, value_of
 from mlxforge.runs.suggest import Trial, check_installed, hopeless, suggest
 from mlxforge.runs.text import anchored
@@ -97,7 +97,7 @@ class Sweep:
     def __init__(self, asked: Asked) -> None:
         check_installed()
         self.asked = asked
-        self.config: TrainSettings = from_dict(SETTINGS[asked.objective], asked.config, where=SWEEP)
+        self.config: TrainSettings = from_dict(OBJECTIVES[asked.objective], asked.config, where=SWEEP)
         self.space: list[Dimension] = dimensions(type(self.config), asked.over)
         self.metric: Metric = metric(asked.metric, self.config, self.space)
         # 0 where one is a range. All that there is to try is tried once each, in place of some of it twice.
@@ -192,7 +192,7 @@ def new_sweep(asked: Asked) -> Sweep:
     Raises:
         RunError: its name, or that of one of its runs, is taken.
     """
-    config = msgspec.structs.replace(from_dict(SETTINGS[asked.objective], asked.config), name=asked.name or None)
+    config = msgspec.structs.replace(from_dict(OBJECTIVES[asked.objective], asked.config), name=asked.name or None)
     path = free_path(config, f"sweep-{asked.objective}")
     plain = to_dict(anchored(msgspec.structs.replace(config, name=None)))
     sweep = Sweep(msgspec.structs.replace(asked, name=path.name, config=plain, created=time.time()))
@@ -386,31 +386,6 @@ def result_of(search: Sweep) -> SweepResult:
         steps += [f"mlxforge runs compare{search.folder} {best.run} {other.run}" for other in others[:1]]
         result["at_the_end_of_its_range"] = [one.key for one in search.space if one.at_end(best.settings[one.key])]
     return SweepResult(search.path, trials, best, result, steps)
-
-
-def objective_for(named: str | None, file: Path | None) -> str:
-    """The objective of a config: the one named, else that of the run it lies in, else the one word in its file name.
-
-    Raises:
-        ConfigError: none can be told.
-    """
-    if named is not None:
-        if named not in SETTINGS:
-            raise ConfigError(f"unknown objective '{named}'", where="OBJECTIVE", fix=did_you_mean(named, SETTINGS))
-        return named
-    if file is not None and (file.parent / RECORD).is_file():
-        found = str(read_record(file.parent).get("objective"))
-        if found in SETTINGS:
-            return found
-    words = file.stem.replace("_", "-").replace(".", "-").split("-") if file else []
-    known = [word for word in words if word in SETTINGS]
-    # sft-after-cpt is a config of sft; of my-sft-cpt nobody knows.
-    if known and (len(set(known)) == 1 or words[0] == known[0]):
-        return known[0]
-    fix = f"name it: one of {', '.join(SETTINGS)}"
-    if file is None:
-        raise ConfigError("no objective", where="OBJECTIVE", fix=fix)
-    raise ConfigError("the file's name does not say its objective", where=str(file), fix=fix)
 
 
 def forecast(search: Sweep, emit: Emit = ignore) -> dict[str, Any]:

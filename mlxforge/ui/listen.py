@@ -39,11 +39,8 @@ def listeners(mode: Mode, control: Control | None = None, *, watching: bool = Fa
             return
         from mlxforge.ui.trackers import Trackers
 
-        following = Trackers(screen)
-        try:
+        with Trackers(screen) as following:
             yield fan_out([screen, following])
-        finally:
-            following.close("interrupted")
 
 
 @contextmanager

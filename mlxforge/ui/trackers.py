@@ -37,7 +37,8 @@ class Tracker(Protocol):
 
 
 class Trackers:
-    """A listener that opens the trackers of each run that begins, and closes them at its end.
+    """A listener that opens the trackers of each run that begins, and closes them at its end. As a context manager it
+    closes what is open when it is left.
 
     Args:
         warn: hears what went wrong.
@@ -59,6 +60,12 @@ class Trackers:
             values = numbers(event)
             for name, tracker in list(self.open.items()):
                 self._try(name, partial(tracker.log, event.step, values))
+
+    def __enter__(self) -> Trackers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close("interrupted")
 
     def close(self, status: str) -> None:
         """Ends all that is open."""

@@ -15,10 +15,10 @@ from mlxforge.core.config import to_dict
 from mlxforge.core.errors import ConfigError, Interrupted, RunError
 from mlxforge.core.events import Evaluated, Noted, Progress, RunEnded, RunStarted
 from mlxforge.core.settings import CptConfig, DpoConfig, LoraSettings, SftConfig
-from mlxforge.runs.record import read_config, read_record
+from mlxforge.runs.record import objective_for, read_config, read_record
 from mlxforge.runs.space import Metric, dimensions, metric, points
 from mlxforge.runs.suggest import STARTUP, Trial, hopeless, suggest
-from mlxforge.runs.sweep import STOPPED, Asked, Curve, Tried, _trial, new_sweep, objective_for, old_sweep, sweep
+from mlxforge.runs.sweep import STOPPED, Asked, Curve, Tried, _trial, new_sweep, old_sweep, sweep
 
 RATE = "learning_rate=1e-5..1e-1:log"
 
