@@ -10,7 +10,10 @@ Action = Literal["run", "resume", "skip", "leave"]
 
 
 class Forecast(msgspec.Struct, kw_only=True):
-    """What a stage is expected to take; None where that is not known yet, and then ``why``. Bytes, seconds, US dollars."""
+    """What a stage is expected to take; None where that is not known yet, and then ``why``. Bytes, seconds, US dollars.
+
+    ``rough``: the data are still to be made: tokens, steps and time by what is expected of them, memory of full micro-batches.
+    """
 
     tokens: int | None = None
     steps: int | None = None
@@ -18,6 +21,7 @@ class Forecast(msgspec.Struct, kw_only=True):
     memory: int | None = None
     disk: int | None = None
     cost: float | None = None
+    rough: bool = False
     why: str = ""
 
 

@@ -254,20 +254,22 @@ def _at_once(model: Shapes, batch: Batch) -> bool:
     return large and not model.gpu and model.head_plain and not model.head_trained
 
 
-def operations(model: Shapes, settings: TrainSettings) -> float:
+def operations(model: Shapes, settings: TrainSettings, trained: float = 1.0) -> float:
     """Floating-point operations of a training slot, attention's scores left out.
 
     Two a weight forward and two for the gradient of its input; two more where the weight itself is trained, and again where
-    layers are recomputed. The head runs in the forward pass alone, and forms its gradient there.
+    layers are recomputed. The head runs in the forward pass alone, and forms its gradient there: ``trained`` is the share of
+    slots that meet it.
     """
     passes = 2 + (not model.low_rank) + settings.grad_checkpoint
-    return 2.0 * (passes * model.active + 2 * model.width * model.vocabulary)
+    return 2.0 * (passes * model.active + 2 * trained * model.width * model.vocabulary)
 
 
 def seconds(settings: TrainSettings, model: Shapes, work: Work, speed: float) -> float:
     """Training and evaluation together at a machine's speed."""
     slots = work.slots + EVALUATION_COST * work.evaluation_slots
-    return slots * operations(model, settings) / (EFFICIENCY * speed)
+    trained = sum(one.trained for one in work.largest) / max(1, sum(one.slots for one in work.largest)) or 1.0
+    return slots * operations(model, settings, trained) / (EFFICIENCY * speed)
 
 
 def speed_for(model: Shapes) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlxforge.core.errors import MissingExtraError, RunFailed
 from mlxforge.core.events import Control, Emit, Noted
@@ -17,6 +18,9 @@ from mlxforge.runs.pipeline_state import Record
 from mlxforge.runs.pipeline_synth import PAIRS, SYNTH
 from mlxforge.runs.project import TRAINING
 from mlxforge.runs.text import expand
+
+if TYPE_CHECKING:
+    from mlxforge.runs.ingest import IngestSettings
 
 
 def _nothing(_: Road, __: Step) -> list[str]:
@@ -53,16 +57,19 @@ def _ingest_check(road: Road, step: Step) -> Iterator[str]:
     yield from check_model(road, step)
 
 
-def _ingest(road: Road, step: Step, record: Record, emit: Emit, __: Control) -> Made:
-    from mlxforge.runs.ingest import IngestSettings, ingest
+def ingest_settings(road: Road, step: Step) -> IngestSettings:
+    """How documents are cut."""
+    from mlxforge.runs.ingest import IngestSettings
     from mlxforge.runs.opening import resolve_base
 
-    settings = IngestSettings(
-        resolve_base(road.model(step), road.project.runs_dir).model,
-        step.get("size"),
-        step.get("overlap"),
-        tuple(step.get("keep")),
-    )
+    base = resolve_base(road.model(step), road.project.runs_dir).model
+    return IngestSettings(base, step.get("size"), step.get("overlap"), tuple(step.get("keep")))
+
+
+def _ingest(road: Road, step: Step, record: Record, emit: Emit, __: Control) -> Made:
+    from mlxforge.runs.ingest import ingest
+
+    settings = ingest_settings(road, step)
     store = place(road, step, "output")
     store.parent.mkdir(parents=True, exist_ok=True)
     roots = [Path(expand(spec)).expanduser().resolve().as_posix() for spec in _ingest_reads(road, step)]

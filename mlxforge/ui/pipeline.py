@@ -76,11 +76,12 @@ def show_plan(planned: Sequence[PlanRow], out: Console) -> None:
 def _forecast(one: Forecast | None) -> tuple[str, ...]:
     if one is None:
         return ("",) * 6
+    about = "~" if one.rough else ""
     return (
-        units.count(one.tokens) if one.tokens is not None else "",
-        f"{one.steps:,}" if one.steps is not None else "",
-        units.clock(one.seconds) if one.seconds is not None else "",
-        units.size(one.memory) if one.memory is not None else "",
+        about + units.count(one.tokens) if one.tokens is not None else "",
+        f"{about}{one.steps:,}" if one.steps is not None else "",
+        about + units.clock(one.seconds) if one.seconds is not None else "",
+        about + units.size(one.memory) if one.memory is not None else "",
         units.size(one.disk) if one.disk is not None else "",
         _dollars(one.cost) if one.cost is not None else "",
     )
@@ -93,7 +94,8 @@ def _total(all_of: Sequence[Forecast]) -> tuple[str, ...]:
     )
     memory = max((one.memory or 0 for one in all_of), default=0)
     shown = ((units.count, tokens), (units.clock, seconds), (units.size, memory), (units.size, disk), (_dollars, cost))
-    words = [write(value) if value else "" for write, value in shown]
+    about = "~" if any(one.rough for one in all_of) else ""
+    words = [(about if write in (units.count, units.clock) else "") + write(value) if value else "" for write, value in shown]
     return (words[0], "", *words[1:])
 
 

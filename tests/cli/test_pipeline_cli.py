@@ -46,9 +46,37 @@ def test_the_plan_as_json_has_forecasts_and_writes_nothing(project, capsys):
     code, out, _ = call(capsys, "pipeline", "--dry-run", "--json")
     ingest, cpt = json.loads(out)["stages"]
     assert (code, ingest["stage"], ingest["action"], ingest["why"]) == (0, "ingest", "run", "not done yet")
-    assert cpt["forecast"]["why"] == "by the documents' plain text"
+    assert ingest["forecast"]["tokens"] > 0
+    assert (cpt["forecast"]["why"], cpt["forecast"]["rough"]) == ("", False)
     assert min(cpt["forecast"]["tokens"], cpt["forecast"]["memory"], cpt["forecast"]["disk"]) > 0
     assert sorted(path.name for path in project.iterdir()) == ["documents", "forge.yaml"]
+
+
+SYNTH = "synth: {provider: openai, url: 'http://127.0.0.1:9/v1', model: m, price_in: 1, price_out: 2}\n"
+TRAINED = "{max_length: 64, batch_tokens: 256, sample_tokens: 0, epochs: 2, lora: {rank: 2, alpha: 4}}"
+
+
+def test_what_a_former_stage_makes_is_estimated_and_marked(project, capsys):
+    (project / "forge.yaml").write_text(f"{FORGE}{SYNTH}sft: {TRAINED}\npairs: {{limit: 8}}\norpo: {TRAINED}\n")
+    code, out, error = call(capsys, "pipeline", "--dry-run", "--json")
+    assert code == 0, error
+    found = {one["stage"]: one["forecast"] for one in json.loads(out)["stages"]}
+    assert found["synth"]["cost"] > 0 < found["synth"]["tokens"]
+    for stage, data in (("sft", "synth"), ("orpo", "pairs")):
+        assert (found[stage]["rough"], found[stage]["why"]) == (True, f"more known after {data}")
+        assert min(found[stage][key] for key in ("tokens", "steps", "seconds", "memory", "disk")) > 0
+    assert found["orpo"]["tokens"] < found["sft"]["tokens"]  # eight pairs
+    assert sorted(path.name for path in project.iterdir()) == ["documents", "forge.yaml"]
+    assert "~" in call(capsys, "pipeline", "--dry-run")[1]
+
+
+def test_tokens_of_a_plan_count_replay_as_the_run_does(project, capsys):
+    file = project / "forge.yaml"
+    file.write_text(FORGE.replace("steps: 2", "epochs: 1, replay: ['sample:general/replay.jsonl'], replay_ratio: 0.3"))
+    _, out, _ = call(capsys, "pipeline", "--dry-run", "--json")
+    said = json.loads(out)["stages"][1]["forecast"]["tokens"]
+    _, out, _ = call(capsys, "pipeline", "--yes", "--json")
+    assert said == pytest.approx(json.loads(out)["stages"][1]["tokens"], rel=0.03)
 
 
 def test_a_pipeline_from_its_plan_to_its_end(project, capsys):
