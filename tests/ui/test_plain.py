@@ -45,6 +45,12 @@ def test_lines_tell_what_happened(run_events) -> None:
     assert "\x1b" not in text
 
 
+def test_what_is_left_is_told_as_of_then(run_events) -> None:
+    """0.2 seconds a step; the events are old."""
+    lines = heard(Plain, run_events(100))
+    assert next(line for line in lines if line.startswith("step  50/100")).endswith("eta 0:10")
+
+
 def test_a_line_is_the_mean_over_trained_tokens() -> None:
     stream = io.StringIO()
     listener = Plain(stream)
