@@ -1,6 +1,6 @@
 """Draws the README's picture of the dashboard from a real run.
 
-python scripts/draw_dashboard.py runs/NAME -o docs/dashboard.svg
+python scripts/draw_dashboard.py runs/EVENTS -o docs/dashboard.svg
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mlxforge.core.eventlog import NAME, replay
+from mlxforge.core.eventlog import EVENTS, replay
 from mlxforge.core.events import RunEnded, StepDone
 from mlxforge.ui.frame import KEYS, Frame
 from mlxforge.ui.state import State
@@ -44,7 +44,7 @@ def main() -> None:
     console = Console(
         record=True, width=given.width, height=given.height, file=io.StringIO(), force_terminal=True, color_system="truecolor"
     )
-    console.print(Frame(state_at(given.run / NAME, given.step), KEYS), end="")
+    console.print(Frame(state_at(given.run / EVENTS, given.step), KEYS), end="")
     picture = console.export_svg(title=f"mlxforge · {given.run.name}")
     # A picture that loads no fonts from elsewhere.
     picture = re.sub(r"@font-face\s*{.*?}", "", picture, flags=re.DOTALL)

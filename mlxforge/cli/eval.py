@@ -17,7 +17,6 @@ from mlxforge.cli.subject import preferred
 if TYPE_CHECKING:
     from mlxforge.evals.report import Report
 
-RETENTION = "retention"  # as in runs.eval_sets, which is heavier
 GATED = ("exact_match", "command_exact", "choice_accuracy", "preference_accuracy")
 
 
@@ -141,6 +140,8 @@ def _show(report: Report, folder: Path, plain: bool) -> None:
 
 def next_steps(report: Report, folder: Path) -> list[str]:
     """What to do with a report: hold the last model to what it reached, and to what the first one still knew."""
+    from mlxforge.evals.report import RETENTION
+
     last = report.models[-1].label
     metrics = {name: value for sets in report.results[last].values() for name, value in sets.items() if value.low}
     words = [f"mlxforge gate {folder}"]

@@ -188,7 +188,7 @@ def runs_of(project: Path) -> Path:
 
 def watch_pipeline(project: Path, mode: Any) -> bool:
     """Shows the pipeline that works on a project until it ends or ``q`` is typed; false where none does."""
-    from mlxforge.core.eventlog import NAME, replay
+    from mlxforge.core.eventlog import EVENTS, replay
     from mlxforge.core.events import Control
     from mlxforge.runs.pipeline_state import Ledger
     from mlxforge.ui.pipeline import console, watch
@@ -201,5 +201,5 @@ def watch_pipeline(project: Path, mode: Any) -> bool:
         return _screen(label.partition(":")[0], states, control, mode or "auto", out, watching=True)
 
     alive = lambda: ledger.live and not control.finish  # noqa: E731
-    watch(replay(ledger.folder / NAME, follow=True, alive=alive, ends=None), open_stage, out)
+    watch(replay(ledger.folder / EVENTS, follow=True, alive=alive, ends=None), open_stage, out)
     return True

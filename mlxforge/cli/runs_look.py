@@ -125,13 +125,13 @@ def watch(run: str, runs_dir: Path, mode: str | None) -> None:
         return
     if project is not None and run != "last":
         run, runs_dir = "last", runs_of(project)
-    from mlxforge.core.eventlog import NAME, replay
+    from mlxforge.core.eventlog import EVENTS, replay
     from mlxforge.core.events import Control
     from mlxforge.runs.record import find_run, is_live
     from mlxforge.ui.listen import can_draw, listeners
 
     path = find_run(run, runs_dir)
-    log, control = path / NAME, Control()
+    log, control = path / EVENTS, Control()
     if mode is None and can_draw(sys.stdout) and not is_live(path):
         from mlxforge.ui.dashboard import show_ended
 
@@ -155,9 +155,9 @@ def watch(run: str, runs_dir: Path, mode: str | None) -> None:
 )
 def plot(run: str, runs_dir: Path, output: Path) -> None:
     """Draw the curves of a run: training, validation and retention loss, learning rate."""
-    from mlxforge.core.eventlog import NAME
+    from mlxforge.core.eventlog import EVENTS
     from mlxforge.runs.record import find_run
     from mlxforge.ui.figure import draw_curves
 
-    draw_curves(find_run(run, runs_dir) / NAME, output)
+    draw_curves(find_run(run, runs_dir) / EVENTS, output)
     click.echo(f"wrote {output}")

@@ -15,7 +15,7 @@ import msgspec
 from mlxforge.core import events as ev
 from mlxforge.core.files import disk_errors
 
-NAME = "events.jsonl"
+EVENTS = "events.jsonl"
 BLOCK = 1 << 20
 POLL = 0.1
 

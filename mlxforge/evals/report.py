@@ -19,6 +19,7 @@ from mlxforge.core.files import write_atomic
 REPORT, ROWS = "report.json", "rows.jsonl"
 MARKDOWN, PAGE = "report.md", "report.html"
 VERDICT, ROAD = "gate.json", "pipeline.json"  # what the gate found, and what the pipeline came to, where there were any
+RETENTION = "retention"  # the set of general text
 VERSION = 1
 
 Better = Literal["higher", "lower", ""]

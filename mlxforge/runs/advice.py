@@ -20,7 +20,7 @@ from mlxforge.core.eventlog import replay
 from mlxforge.core.events import Evaluated, Event, RunStarted, StepDone
 from mlxforge.core.settings import PreferenceSettings, TrainSettings
 from mlxforge.models.adapters import ADAPTER_CONFIG
-from mlxforge.runs.record import CONFIG, EVENTS
+from mlxforge.runs.record import CONFIG, EVENTS, runs_dir_flag
 from mlxforge.runs.watch import FALL
 
 RISE = 0.01  # of the best validation loss: more than noise
@@ -84,7 +84,7 @@ class Trained:
     @property
     def folder(self) -> str:
         """``--runs-dir`` where it is not the usual one."""
-        return "" if self.settings.runs_dir == "runs" else f" --runs-dir {shlex.quote(self.settings.runs_dir)}"
+        return runs_dir_flag(self.settings.runs_dir)
 
     @property
     def name(self) -> str:

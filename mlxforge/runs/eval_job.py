@@ -13,9 +13,9 @@ from mlxforge.core.errors import ConfigError
 from mlxforge.core.events import Emit, Noted, ignore
 from mlxforge.evals.graded import Graded
 from mlxforge.evals.metrics import GIVES, METRICS, Chosen, Metric, asked_by, chosen
-from mlxforge.evals.report import REPORT, ROWS, ModelInfo
+from mlxforge.evals.report import REPORT, RETENTION, ROWS, ModelInfo
 from mlxforge.knowledge.asked import ProviderSettings
-from mlxforge.runs.eval_sets import RETENTION, EvalSet, Spec, parse_sets, read_set, retention_text
+from mlxforge.runs.eval_sets import EvalSet, Spec, parse_sets, read_set, retention_text
 from mlxforge.runs.rag import FOUND, conditions
 from mlxforge.runs.subject import WINDOW
 from mlxforge.runs.subjects import Named, info_of, name_models, vocabulary

@@ -28,7 +28,6 @@ from mlxforge.evals.report import SetInfo
 from mlxforge.runs.passages import passages
 from mlxforge.runs.text import expand
 
-RETENTION = "retention"
 SCHEMA = "schema.json"  # beside the rows of `mlxforge synth commands`
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 FIX_CHOICES = 'write {"question": "...", "choices": ["...", "..."], "answer": 0}'
@@ -253,7 +252,11 @@ def _chats(given: Source) -> Iterator[EvalRow]:
         if said[-1].role != "assistant" or len(said) < 2:
             given.reading.problem("the last turn is not an answer", origin, "end each conversation with the right answer")
             continue
-        right = _references(values) or ((said[-1].content,) if said[-1].content.strip() else ())
+        more = _references(values)
+        if more is None:
+            given.reading.problem("'references' is no list of texts", origin, 'write {"references": ["...", "..."]}')
+            continue
+        right = more or ((said[-1].content,) if said[-1].content.strip() else ())
         if not right and not said[-1].tool_calls:
             given.reading.problem("the last answer is empty", origin, "fill it in, or remove the row")
             continue
@@ -266,10 +269,11 @@ def _chats(given: Source) -> Iterator[EvalRow]:
         )
 
 
-def _references(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Right answers that a row gives besides its last one."""
+def _references(values: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Right answers that a row gives in place of its last one; None where they are no texts."""
     more = values.get("references")
-    return tuple(more) if isinstance(more, list) and more and all(isinstance(one, str) for one in more) else ()
+    found = [more] if isinstance(more, str) else [] if more is None else more
+    return tuple(found) if isinstance(found, list) and all(isinstance(one, str) for one in found) else None
 
 
 class _Schemas:

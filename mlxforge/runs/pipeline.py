@@ -14,13 +14,13 @@ from typing import Any
 import msgspec
 
 from mlxforge.core.errors import ConfigError, Interrupted, MlxforgeError
-from mlxforge.core.eventlog import EventLog
+from mlxforge.core.eventlog import EVENTS, EventLog
 from mlxforge.core.events import Control, Emit, RunEnded, StageEnded, StageStarted, fan_out
 from mlxforge.evals.road import Action
 from mlxforge.runs.pipeline_eval import check_gate
 from mlxforge.runs.pipeline_gains import summed_up
 from mlxforge.runs.pipeline_order import Made, Road, Step
-from mlxforge.runs.pipeline_state import DONE, EVENTS, FOLDER, MISSING, RUNNING, Record, differences, finished, key_of
+from mlxforge.runs.pipeline_state import DONE, FOLDER, MISSING, RUNNING, Record, differences, finished, key_of
 from mlxforge.runs.pipeline_train import free_run
 from mlxforge.runs.project import TRAINING, Project, find_project, read_project
 from mlxforge.runs.stages import STAGES

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from mlxforge.core.errors import MissingExtraError, did_you_mean
 from mlxforge.core.events import Control, Emit
-from mlxforge.evals.report import PAGE, REPORT, ROWS
-from mlxforge.runs.eval_sets import RETENTION
+from mlxforge.evals.report import PAGE, REPORT, RETENTION, ROWS
 from mlxforge.runs.pipeline_checks import missing
 from mlxforge.runs.pipeline_order import BASE, Made, Road, Step, compared
 from mlxforge.runs.pipeline_state import Record

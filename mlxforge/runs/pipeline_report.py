@@ -12,7 +12,7 @@ import msgspec
 from mlxforge.core.errors import MlxforgeError
 from mlxforge.core.files import disk_size, write_atomic
 from mlxforge.evals.figures import figure, labels, main_metric, number, set_names, title
-from mlxforge.evals.report import PAGE, REPORT, load_report
+from mlxforge.evals.report import PAGE, REPORT, ROAD, load_report
 from mlxforge.evals.road import Outcome, Summary
 from mlxforge.evals.write import write_pages
 from mlxforge.runs.pipeline import Pipeline
@@ -21,8 +21,6 @@ from mlxforge.runs.pipeline_gains import gains, made_of, tokens_of
 from mlxforge.runs.pipeline_order import Road, Step
 from mlxforge.runs.pipeline_state import DONE, Record
 from mlxforge.runs.project import TRAINING
-
-SUMMARY = "pipeline.json"
 
 
 def summarise(pipeline: Pipeline) -> Summary:
@@ -53,7 +51,7 @@ def summarise(pipeline: Pipeline) -> Summary:
     )
     if shown:
         plain = msgspec.json.decode(msgspec.json.encode(summary))
-        write_atomic(report / SUMMARY, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+        write_atomic(report / ROAD, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
         write_pages(report)
     return summary
 

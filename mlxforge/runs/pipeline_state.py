@@ -18,7 +18,6 @@ from mlxforge.data.kb import content_hash
 from mlxforge.runs.record import is_live
 
 FOLDER = ".forge"
-EVENTS = "events.jsonl"
 HASHES = "hashes.json"
 SQLITE = b"SQLite format 3\0"
 RUNNING, DONE = "running", "done"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -14,13 +15,13 @@ import msgspec
 
 from mlxforge.core.config import walk
 from mlxforge.core.errors import ConfigError, RunError, did_you_mean
+from mlxforge.core.eventlog import EVENTS as EVENTS
 from mlxforge.core.files import write_atomic
 from mlxforge.core.settings import OBJECTIVES, TrainSettings
+from mlxforge.evals.report import VERDICT
 
 RECORD = "run.json"
 CONFIG = "config.yaml"
-EVENTS = "events.jsonl"
-GATE = "gate.json"
 LAST = "last"
 
 
@@ -205,6 +206,11 @@ def objective_for(named: str | None, file: Path | None) -> str:
     raise ConfigError("the file's name does not say its objective", where=str(file), fix=fix)
 
 
+def runs_dir_flag(runs_dir: str) -> str:
+    """`` --runs-dir DIR`` as a shell takes it; empty for the usual folder."""
+    return "" if runs_dir == "runs" else f" --runs-dir {shlex.quote(runs_dir)}"
+
+
 def changed_settings(config: Mapping[str, Any], objective: str) -> dict[str, Any]:
     """The settings of a ``config.yaml`` that differ from the objective's defaults, by dotted key; unknown ones count too."""
     defaults = {key: default for key, _, default in walk(OBJECTIVES.get(objective, TrainSettings))}
@@ -224,7 +230,7 @@ def read_config(run: Path) -> dict[str, Any]:
 def read_gate(run: Path) -> dict[str, Any] | None:
     """What the gate found of a run; None where none was held, empty where its file is damaged."""
     try:
-        gate = json.loads((run / GATE).read_bytes())
+        gate = json.loads((run / VERDICT).read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError):

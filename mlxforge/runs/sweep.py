@@ -28,7 +28,7 @@ from mlxforge.core.files import disk_errors, locked, write_atomic
 from mlxforge.core.settings import OBJECTIVES, TrainSettings
 from mlxforge.runs import train as runs
 from mlxforge.runs.execution import free_path
-from mlxforge.runs.record import EVENTS, RECORD, changed_settings, read_config, read_record
+from mlxforge.runs.record import EVENTS, RECORD, changed_settings, read_config, read_record, runs_dir_flag
 from mlxforge.runs.space import Dimension, Metric, applied, dimensions, metric, points, value_of
 from mlxforge.runs.suggest import Trial, check_installed, hopeless, suggest
 from mlxforge.runs.text import anchored
@@ -111,7 +111,7 @@ class Sweep:
     @property
     def folder(self) -> str:
         """``--runs-dir`` where it is not the usual one."""
-        return "" if self.config.runs_dir == "runs" else f" --runs-dir {shlex.quote(self.config.runs_dir)}"
+        return runs_dir_flag(self.config.runs_dir)
 
     def run_of(self, number: int) -> str:
         """The name of a trial's run; trials count from 1."""
@@ -353,8 +353,8 @@ def _keep_best(search: Sweep, trials: Sequence[Tried]) -> None:
 
 
 def _interrupted(search: Sweep) -> Interrupted:
-    fix = f"mlxforge sweep{search.folder} --resume {shlex.quote(search.asked.name)}"
-    stop = Interrupted("the sweep is interrupted; its trials are saved", fix=fix)
+    command = f"mlxforge sweep{search.folder} --resume {shlex.quote(search.asked.name)}"
+    stop = Interrupted("the sweep is interrupted; its trials are saved", fix=command)
     stop.result = result_of(search).result | {"status": "interrupted"}
     return stop
 

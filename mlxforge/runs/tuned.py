@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mlxforge.core.errors import RunError, did_you_mean
+from mlxforge.evals.report import VERDICT
 from mlxforge.models.adapters import ADAPTER_WEIGHTS
-from mlxforge.runs.record import GATE, RunSummary, is_live, list_runs, moment, read_gate
+from mlxforge.runs.record import RunSummary, is_live, list_runs, moment, read_gate
 
 
 def prefer_tuned(name: str, runs_dir: Path) -> str:
@@ -50,7 +51,7 @@ def _verdict(gate: dict[str, Any] | None, ended: float | None) -> str:
     if gate is None:
         return "no gate yet"
     if not isinstance(passed := gate.get("passed"), bool):
-        return f"{GATE} is damaged"
+        return f"{VERDICT} is damaged"
     if not passed:
         texts = [one.get("text") for one in gate.get("requirements") or () if isinstance(one, dict) and not one.get("passed")]
         return f"failed {', '.join(map(str, texts))}" if texts else "failed"

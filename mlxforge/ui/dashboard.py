@@ -57,7 +57,7 @@ class Overheard(io.TextIOBase):
 def recall(resumed: ev.RunStarted) -> State:
     """What a resumed run said in its earlier sittings, from its own log: its curves begin at its beginning."""
     past = State()
-    for event in eventlog.replay(Path(resumed.path) / eventlog.NAME):
+    for event in eventlog.replay(Path(resumed.path) / eventlog.EVENTS):
         if event.time >= resumed.time:
             break
         past.hear(event)
