@@ -82,8 +82,7 @@ def _page(page: dict[str, Any]) -> None:
     gate, steps = page["gate"], page["checkpoints"]
     if gate is not None:
         verdict = {True: "passed", False: "failed"}.get(gate.get("passed"), "gate.json is damaged")
-        told = [f"  {one.get('text')}  {'passed' if one.get('passed') else 'failed'}" for one in gate.get("requirements") or ()]
-        console.print(Text("\n".join([f"\ngate: {verdict}", *told])))
+        console.print(Text("\n".join([f"\ngate: {verdict}", *map(_check, gate.get("requirements") or ())])))
     if steps:
         kept = (f"{step} ({', '.join(links)})" if links else f"{step}" for step, links in steps.items())
         console.print(Text(f"\ncheckpoints: {', '.join(kept)}, as run:{page['name']}@STEP"))
@@ -95,6 +94,12 @@ def _page(page: dict[str, Any]) -> None:
     for title, values in sections:
         lines = [f"  {key:<24} {value}" for key, value in _flat(values or {})]
         console.print(Text("\n".join(["", title, *(lines or ["  none"])])))
+
+
+def _check(one: dict[str, Any]) -> str:
+    """A line of the gate's verdict: a requirement that several models meet has one line each."""
+    words = (one.get("text"), "passed" if one.get("passed") else "failed", one.get("model"), one.get("why"))
+    return "  ".join(["", *(str(word) for word in words if word)])
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -139,9 +139,12 @@ def gguf_keys(file: Path) -> dict[str, Any]:
 
     The format is github.com/ggml-org/ggml, docs/gguf.md. The gguf package reads the whole vocabulary, which takes seconds.
     """
-    with open(file, "rb") as handle:
-        data = handle.read(HEAD)
     found: dict[str, Any] = {}
+    try:
+        with open(file, "rb") as handle:
+            data = handle.read(HEAD)
+    except OSError:  # not ours to read
+        return found
     try:
         magic, _, _, count = struct.unpack_from("<4sIQQ", data)
         place = 24

@@ -70,6 +70,9 @@ def read_record(run: Path) -> dict[str, Any]:
         raise RunError(f"damaged: {error}", where=str(path), fix="a resumed run writes it anew") from error
     if not isinstance(record, dict):
         raise RunError("damaged: not a JSON object", where=str(path), fix="a resumed run writes it anew")
+    for key in ("result", "lineage"):
+        if not isinstance(record.get(key) or {}, dict):
+            raise RunError(f"damaged: '{key}' is not a JSON object", where=str(path), fix="a resumed run writes it anew")
     return record
 
 

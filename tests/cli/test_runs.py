@@ -102,6 +102,21 @@ def test_a_damaged_record_is_one_clear_error(folder) -> None:
     assert "demo finished" in call("watch", "demo", "--runs-dir", folder).stdout
 
 
+@pytest.mark.parametrize("key", ["result", "lineage"])
+def test_a_record_whose_parts_are_no_objects_is_damaged(folder, key) -> None:
+    write_record(folder / "demo", {"objective": "cpt", key: 3})
+    for words in (("show", "demo"), ("list", "--tree")):
+        done = call(*words, "--runs-dir", folder)
+        assert not done.exception or isinstance(done.exception, RunError)
+
+
+def test_the_gate_of_a_run_says_whom_each_line_is_about(folder) -> None:
+    lines = [{"text": "retention.bpb:0.1", "model": model, "passed": model == "a"} for model in ("a", "b")]
+    (folder / "demo" / "gate.json").write_text(json.dumps({"passed": False, "requirements": lines}))
+    text = call("show", "demo", "--runs-dir", folder).stdout
+    assert "gate: failed\n  retention.bpb:0.1  passed  a\n  retention.bpb:0.1  failed  b\n" in text
+
+
 def test_watch_in_a_pipe_writes_lines(folder) -> None:
     done = call("watch", "demo", "--runs-dir", folder)
     assert done.exit_code == 0
