@@ -52,7 +52,7 @@ def pipeline(
     found = open_pipeline(file, start, only)
     out = console(sys.stderr if as_json else sys.stdout)
     asks = not yes and sys.stdin.isatty() and sys.stdout.isatty() and not as_json
-    forecasts = _forecasts(found) if dry_run or asks else {}
+    forecasts = _forecasts(found) if dry_run or asks or yes else {}
     rows = _rows(found, forecasts)
     if dry_run and as_json:
         import msgspec

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import hashlib
 import os
 import shutil
@@ -183,9 +184,9 @@ def point(link: Path, target: str) -> None:
         sync(link.parent)
 
 
-def sweep(directory: Path, older_than: float = 0.0) -> None:
-    """Removes what killed processes left unfinished in ``directory``, if it is older than some seconds."""
-    for path in directory.glob(f".*{TEMPORARY}"):
+def sweep(directory: Path, older_than: float = 0.0, name: str = "") -> None:
+    """Removes what killed processes left unfinished in ``directory`` (of one name alone), if it is older than some seconds."""
+    for path in directory.glob(f".{glob.escape(name)}.*{TEMPORARY}" if name else f".*{TEMPORARY}"):
         if time.time() - path.lstat().st_mtime < older_than:
             continue
         if path.is_dir() and not path.is_symlink():

@@ -104,7 +104,7 @@ def _planned(road: Road, step: Step, before: list[Planned], asked: bool) -> Plan
     if moved := [one.label for one in road.needs(step) if one in doing]:
         return Planned(step, "resume" if _goes_on(road, step, record) else "run", f"after {', '.join(moved)}")
     if _goes_on(road, step, record):
-        return Planned(step, "resume", "was stopped")
+        return Planned(step, "resume", "is being done now" if road.ledger.live else "was stopped")
     why = stale(road, step, record)
     if why or asked:
         return Planned(step, "run", why or "asked for")

@@ -10,6 +10,7 @@ import msgspec
 
 from mlxforge.core.errors import Interrupted, RunFailed
 from mlxforge.core.events import Control, Emit
+from mlxforge.core.files import sweep
 from mlxforge.core.settings import TrainSettings
 from mlxforge.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from mlxforge.runs.pipeline_checks import check_model, missing, told
@@ -83,6 +84,7 @@ def run(road: Road, step: Step, record: Record, emit: Emit, control: Control) ->
 
     job = msgspec.structs.replace(job_of(road, step), model=road.model(step), name=record.run)
     path = road.project.runs_dir / record.run
+    sweep(path.parent, name=path.name)  # killed while the folder was made
     before = read_record(path) if (path / RECORD).is_file() else {}
     if before.get("status") == "finished":
         return _made(road, step, path, before["result"])

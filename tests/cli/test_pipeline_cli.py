@@ -97,6 +97,14 @@ def test_a_pipeline_from_its_plan_to_its_end(project, capsys):
     assert "p-cpt finished" in out
 
 
+def test_a_full_disk_is_told_before_anything_runs(project, capsys, monkeypatch):
+    monkeypatch.setattr("mlxforge.runs.pipeline_forecast.free_space", lambda _: 1000)
+    code, _, error = call(capsys, "pipeline", "--yes")
+    assert code == 2
+    assert "MB will be written, 0 MB are free (free space, or set runs_dir and exports to another disk)" in error
+    assert not (project / ".forge").exists()
+
+
 def test_both_from_and_only_are_refused(project, capsys):
     assert call(capsys, "pipeline", "--from", "cpt", "--only", "cpt")[0] == 2
 

@@ -257,14 +257,16 @@ def test_the_summary_tells_what_each_stage_gained_and_cost(whole):
 
 def test_two_pipelines_never_work_on_one_project(project):
     change(project, "rows: 24", "rows: 25")
+    seen = []
 
     @contextmanager
     def second(step, states):
         with pytest.raises(RunError, match="another pipeline works on this project"):
             run(open_pipeline(project), silent)
-        yield (lambda event: None), Control()
+        yield (lambda _: seen.append(actions(project)["synth"])), Control()
 
     run(open_pipeline(project), second)
+    assert ("resume", "is being done now") in seen
 
 
 def test_q_in_a_stage_stops_the_pipeline_and_the_same_command_goes_on(whole, documents, tmp_path):
@@ -323,7 +325,9 @@ def check_kill(whole, documents, tmp_path, operation, count):
     assert died.returncode == -signal.SIGKILL, died.stderr
     finished = {one.name: one.path for one in list_runs(folder / "runs") if one.status == "finished"}
     stamps = {name: Path(path, "adapters.safetensors").stat().st_mtime_ns for name, path in finished.items()}
+    (folder / "runs" / ".p-sft.killed.unfinished").mkdir(parents=True)  # in the moment before
     done(folder)
+    assert not list((folder / "runs").glob(".*.unfinished"))
     assert_same(adapters(whole), adapters(folder))
     assert {name: Path(path, "adapters.safetensors").stat().st_mtime_ns for name, path in finished.items()} == stamps
     assert {action for action, _ in actions(folder).values()} == {"skip"}
