@@ -239,7 +239,11 @@ def _of_run(run: Path, at: str = "") -> Base:
 def _whole(step: Path, run: Path) -> Path:
     """A checkpoint's adapter over the run's base; one that was trained over another adapter holds only what it adds to it."""
     kept = read_config(run)
-    below = resolve_base(beside(str(kept.get("model") or "tiny"), run), run.parent).adapter
+    try:
+        below = resolve_base(beside(str(kept.get("model") or "tiny"), run), run.parent).adapter
+    except RunError as error:
+        what = f"holds only what it adds to what it was trained over: {error.what}"
+        raise RunError(what, where=str(step), fix=f"'{RUN}{run.name}' holds both") from None
     if below is None:
         return step
     parent = (read_record(run).get("lineage") or {}).get("parent") or {}

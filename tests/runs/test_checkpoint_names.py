@@ -132,6 +132,16 @@ def test_a_run_below_that_changed_is_told(runs, tmp_path):
     assert resolve_base("run:over", moved).adapter == moved / "over"
 
 
+def test_a_run_below_that_is_gone_is_told(runs, tmp_path):
+    shutil.copytree(runs / "over", tmp_path / "over")
+    config = tmp_path / "over" / "config.yaml"
+    config.write_text(config.read_text().replace(str(runs.resolve()), str(tmp_path / "gone")))
+    with pytest.raises(RunError, match="holds only what it adds") as error:
+        resolve_base("run:over@1", tmp_path)
+    assert error.value.fix == "'run:over' holds both"
+    assert resolve_base("run:over", tmp_path).run == tmp_path / "over"
+
+
 def test_a_checkpoint_beside_a_run_that_moved_is_found(tmp_path):
     (tmp_path / "new/below").mkdir(parents=True)
     (tmp_path / "new/below/run.json").write_text("{}")
