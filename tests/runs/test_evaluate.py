@@ -371,6 +371,8 @@ def test_what_cannot_be_done_is_refused_in_one_line(changes, says, tmp_path):
         ({**CHOICE, "choices": ["one", "one"]}, "the same"),
         ({**CHOICE, "question": " "}, "no question"),
         ({"strange": 1}, "no format has these keys"),
+        ({"messages": TURNS, "references": 5}, "'references' is no list of texts"),
+        ({"messages": TURNS, "references": ["Yes.", None]}, "'references' is no list of texts"),
     ],
 )
 def test_bad_rows_are_told_by_their_line(row, says, tmp_path):
@@ -378,6 +380,14 @@ def test_bad_rows_are_told_by_their_line(row, says, tmp_path):
     with pytest.raises(DataError, match=says) as refused:
         read_set(Spec("bad", file))
     assert "bad.jsonl" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "known"), [("No.", ("No.",)), (["No.", "Never."], ("No.", "Never.")), ([], ("Yes.",)), (None, ("Yes.",))]
+)
+def test_references_of_a_row_are_a_text_or_several(given, known, tmp_path):
+    (row,) = read_set(Spec("a", rows_file(tmp_path / "a.jsonl", {"messages": TURNS, "references": given}))).rows
+    assert row.references == known
 
 
 def test_a_folder_that_holds_other_things_is_not_written_into(tmp_path):
