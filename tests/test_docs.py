@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from command_lines import parses
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -71,6 +72,15 @@ def test_the_python_of_the_readme_runs(tmp_path):
     done = call([sys.executable, "-c", block("python")], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "from-python" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("page", [README, *(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))])
+def test_every_command_of_a_page_is_one(page):
+    """Blocks of shell lines, and the examples of ``--help``; a pipe or a redirection ends a line."""
+    shell = "".join(re.findall(r"```(?:sh|bash)\n(.*?)```", page, re.DOTALL)).replace("\\\n", " ")
+    examples = re.findall(r"^  (mlxforge [a-z].*[^.\n]$)", page, re.MULTILINE)
+    for line in [*(line for line in shell.splitlines() if line.startswith("mlxforge ")), *examples]:
+        parses(re.split(r" [|<>] ", line)[0])
 
 
 def test_links_lead_somewhere():

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import shlex
 
-import click
 import pytest
+from command_lines import parses
 
-from mlxforge.cli.main import cli
 from mlxforge.core.eventlog import EventLog
 from mlxforge.core.events import Evaluated, RunStarted, StepDone
 from mlxforge.core.settings import CptConfig, DpoConfig, KtoConfig, OrpoConfig, SftConfig
@@ -40,19 +38,6 @@ def run(tmp_path, settings=None, valid=SETTLED, losses=lambda step: 1.4, plan=No
 
 def remedies(found):
     return lines(advice.remedies(found))
-
-
-def parses(line):
-    """Runs the line through the command line's own parser, without calling the command."""
-    name, *words = shlex.split(line, comments=True)
-    assert name.endswith("mlxforge")
-    command, context = cli, click.Context(cli, info_name="mlxforge")
-    while isinstance(command, click.Group):
-        command, context = command.get_command(context, words[0]), context
-        assert command is not None, line
-        words = words[1:]
-    command.make_context(command.name, list(words), parent=context)
-    return shlex.split(line, comments=True)
 
 
 def fired(found):
