@@ -383,7 +383,7 @@ def result_of(search: Sweep) -> SweepResult:
         result["best"] = {"run": best.run, "value": best.value, "settings": best.settings, "config": str(file)}
         steps = [f"mlxforge {search.asked.objective}{search.folder} -c {shlex.quote(str(file))}"]
         others = sorted((one for one in trials if one.value is not None and one is not best), key=search.rank)
-        steps += [f"mlxforge runs compare{search.folder} {best.run} {other.run}" for other in others[:1]]
+        steps += [f"mlxforge runs compare{search.folder} {shlex.join([best.run, other.run])}" for other in others[:1]]
         result["at_the_end_of_its_range"] = [one.key for one in search.space if one.at_end(best.settings[one.key])]
     return SweepResult(search.path, trials, best, result, steps)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +20,7 @@ from mlxforge.core.settings import CptConfig, DpoConfig, LoraSettings, SftConfig
 from mlxforge.runs.record import objective_for, read_config, read_record
 from mlxforge.runs.space import Metric, dimensions, metric, points
 from mlxforge.runs.suggest import STARTUP, Trial, hopeless, suggest
-from mlxforge.runs.sweep import STOPPED, Asked, Curve, Tried, _trial, new_sweep, old_sweep, sweep
+from mlxforge.runs.sweep import STOPPED, Asked, Curve, Tried, _trial, new_sweep, old_sweep, result_of, sweep
 
 RATE = "learning_rate=1e-5..1e-1:log"
 
@@ -300,6 +302,14 @@ def test_what_is_listed_is_tried_once(over, more, wanted, documents, tmp_path):
     assert made.trials == wanted
     tried = [made.settings(number, []) for number in range(1, wanted + 1)] if made.grid else []
     assert len({json.dumps(one) for one in tried}) == len(tried)
+
+
+def test_names_with_spaces_can_be_copied_to_a_shell(done, tmp_path):
+    runs, ended, _ = done
+    for folder in (runs / "s", *(runs / one.run for one in ended.trials)):
+        shutil.copytree(folder, tmp_path / folder.name.replace("s", "a b", 1), symlinks=True)
+    for line in result_of(old_sweep("a b", str(tmp_path))).next_steps:
+        assert [one for one in shlex.split(line) if "a b" in one]
 
 
 def test_names_that_are_taken_are_refused(done, documents):
