@@ -49,6 +49,16 @@ def read_bound(text: str, report: Report) -> Bound:
         ConfigError: the syntax, with the place; an unknown or ambiguous label, set or metric.
     """
     where = f"--require '{text}'"
+    path, comparison, bound = split_bound(text, where)
+    return Bound(text, resolve(report, path, where), comparison, bound)
+
+
+def split_bound(text: str, where: str) -> tuple[str, str, float]:
+    """The figure's path, the comparison and the bound, as they are written.
+
+    Raises:
+        ConfigError: the syntax, with the place.
+    """
     found = re.search("[<>=!≥≤]+", text)
     if not found:
         fix = "quote it, or the shell takes > as a file: --require 'sft.exact_match>=0.6'"
@@ -58,9 +68,10 @@ def read_bound(text: str, report: Report) -> Bound:
         fix = f"did you mean '{near}'?" if near in COMPARISONS else f"one of {' '.join(COMPARISONS)}"
         raise ConfigError(f"character {found.start() + 1}: '{found[0]}' is no comparison", where=where, fix=fix)
     bound = _number(text, found.end(), where)
-    if not text[: found.start()].strip():
+    path = text[: found.start()].strip()
+    if not path:
         raise ConfigError("character 1: no figure", where=where, fix="LABEL.METRIC or LABEL.SET.METRIC")
-    return Bound(text, resolve(report, text[: found.start()].strip(), where), found[0], bound)
+    return path, found[0], bound
 
 
 def read_tolerance(text: str, report: Report, models: Sequence[str], against: str | None) -> list[Tolerance]:
@@ -70,22 +81,14 @@ def read_tolerance(text: str, report: Report, models: Sequence[str], against: st
         ConfigError: the syntax, with the place; an unknown or ambiguous name; nothing to hold it against.
     """
     where = f"--no-regression '{text}'"
-    path, colon, amount = text.rpartition(":")
-    if not colon:
-        raise ConfigError(f"character {len(text) + 1}: no ':' and tolerance", where=where, fix="SET.METRIC:0.02 or :2%")
-    if not path.strip():
-        raise ConfigError("character 1: no figure", where=where, fix="SET.METRIC:0.02")
-    share = amount.rstrip().endswith("%")
-    allowed = _number(text.rstrip().removesuffix("%"), len(path) + 1, where) / (100 if share else 1)
-    if allowed < 0:
-        raise ConfigError(f"character {len(path) + 2}: a tolerance is not below 0", where=where)
+    path, allowed, share = split_tolerance(text, where)
     other = _against(report, against)
-    paths = [Path(model, *pair) for pair in _pairs(report, path.strip()) for model in models]
+    paths = [Path(model, *pair) for pair in _pairs(report, path) for model in models]
     if len({one.set for one in paths}) > 1:
-        raise _ambiguous(path.strip(), [f"{one.set}.{one.metric}" for one in paths], where)
-    if not paths and not any(path.strip().startswith(f"{name}.") for name in _names(report)):
-        raise _unknown(report, path.strip(), labels(report), where)
-    paths = paths or [resolve(report, path.strip(), where)]
+        raise _ambiguous(path, [f"{one.set}.{one.metric}" for one in paths], where)
+    if not paths and not any(path.startswith(f"{name}.") for name in _names(report)):
+        raise _unknown(report, path, labels(report), where)
+    paths = paths or [resolve(report, path, where)]
     for one in paths:
         if one.label == other:
             what = f"'{other}' is held against itself" if len(labels(report)) > 1 else "the report has one model"
@@ -97,6 +100,24 @@ def read_tolerance(text: str, report: Report, models: Sequence[str], against: st
         if not held.better:
             raise ConfigError(f"'{one.metric}' has no better direction", where=where, fix="use --require with a bound")
     return [Tolerance(text, one, other, allowed, share) for one in paths]
+
+
+def split_tolerance(text: str, where: str) -> tuple[str, float, bool]:
+    """The figure's path, by how much it may be worse, and whether that is a share, as they are written.
+
+    Raises:
+        ConfigError: the syntax, with the place.
+    """
+    path, colon, amount = text.rpartition(":")
+    if not colon:
+        raise ConfigError(f"character {len(text) + 1}: no ':' and tolerance", where=where, fix="SET.METRIC:0.02 or :2%")
+    if not path.strip():
+        raise ConfigError("character 1: no figure", where=where, fix="SET.METRIC:0.02")
+    share = amount.rstrip().endswith("%")
+    allowed = _number(text.rstrip().removesuffix("%"), len(path) + 1, where) / (100 if share else 1)
+    if allowed < 0:
+        raise ConfigError(f"character {len(path) + 2}: a tolerance is not below 0", where=where)
+    return path.strip(), allowed, share
 
 
 def _number(text: str, start: int, where: str) -> float:

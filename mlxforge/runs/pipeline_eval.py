@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlxforge.core.errors import MissingExtraError, did_you_mean
+from mlxforge.core.errors import ConfigError, MissingExtraError, did_you_mean
 from mlxforge.core.events import Control, Emit
 from mlxforge.evals.report import PAGE, REPORT, RETENTION, ROWS
 from mlxforge.runs.pipeline_checks import missing
@@ -57,22 +57,31 @@ def check_eval(road: Road, step: Step) -> Iterator[str]:
 
 
 def check_gate(road: Road, step: Step) -> Iterator[str]:
-    """Whether what is required names models and sets of the report to come; a metric is looked up once there is one."""
+    """Whether what is required can be read, and names models, sets and metrics that a report may have."""
+    from mlxforge.evals.metrics import METRICS
+    from mlxforge.evals.requirements import split_bound, split_tolerance
+
     gate = road.project.gate
     labels = [one.partition("=")[0] for one in models(road, step)]
     sets = [_split(spec)[0] for spec in step.get("data")] + ([RETENTION] if road.project.settings.retention else [])
-    for key, texts, known in (
-        ("require", gate.require if gate else [], labels),
-        ("no_regression", gate.no_regression if gate else [], [*sets, *labels]),
+    for key, texts, known, split, form in (
+        ("require", gate.require if gate else [], labels, split_bound, "LABEL.METRIC>=0.6"),
+        ("no_regression", gate.no_regression if gate else [], [*sets, *labels], split_tolerance, "SET.METRIC:0.02"),
     ):
-        where = road.project.line(f"gate.{key}")
         for text in texts:
-            name, dot, _ = text.strip().partition(".")
-            if not dot:
-                form = "LABEL.METRIC>=0.6" if key == "require" else "SET.METRIC:0.02"
-                yield f"{where}: gate: {key}: '{text}' names no figure (write {form})"
-            elif name not in known:
-                yield f"{where}: gate: {key}: '{text}': the report will have no '{name}' ({did_you_mean(name, known)})"
+            where = f"{road.project.line(f'gate.{key}')}: gate: {key}: '{text}'"
+            try:
+                path = split(text, where)[0] if "." in text else ""
+            except ConfigError as error:
+                yield str(error)
+                continue
+            name, metric = path.partition(".")[0], path.rpartition(".")[2]
+            if "." not in path:
+                yield f"{where} names no figure (write {form})"
+            elif not any(path.startswith(f"{one}.") for one in known):
+                yield f"{where}: the report will have no '{name}' ({did_you_mean(name, known)})"
+            elif metric not in METRICS:
+                yield f"{where}: unknown metric '{metric}' ({did_you_mean(metric, METRICS)})"
 
 
 def run_eval(road: Road, step: Step, _: Record, emit: Emit, __: Control) -> Made:

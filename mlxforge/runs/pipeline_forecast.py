@@ -93,6 +93,8 @@ def _ingest(road: Road, step: Step, expected: Expected, folder: Path, emit: Emit
         found = ingest(documents, trial, ingest_settings(road, step), emit=emit)
     except MlxforgeError as error:
         return Forecast(why=str(error).splitlines()[0])
+    if not found["total"]["documents"]:
+        return Forecast(why="no document could be read")
     expected.trial = (road.table["ingest"].makes(road, step)[0], trial)
     return Forecast(tokens=found["total"]["tokens"], disk=trial.stat().st_size)
 

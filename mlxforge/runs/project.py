@@ -305,6 +305,10 @@ def read_project(file: Path) -> Project:
     gate = _resolved(GateSettings, problems, _section(layer, GATE)) if GATE in layer.where else None
     if gate and "eval" not in stages:
         problems.append(f"{layer.where[GATE]}: gate holds the report of eval to something, but there is no stage eval")
+    if settings.name is not None and not NAME.fullmatch(settings.name):  # of folders and files
+        problems.append(
+            f"{layer.where['name']}: name: '{settings.name}' is no name for a project (letters, digits, '-' and '_')"
+        )
     problems += _own(layer)
     if not problems and not stages:
         problems.append(f"{file}: no stage ({', '.join(STAGE_SETTINGS)}: write the ones you want as mappings)")

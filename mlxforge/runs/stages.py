@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlxforge.core.errors import MissingExtraError, RunFailed
+from mlxforge.core.errors import DataError, MissingExtraError
 from mlxforge.core.events import Control, Emit, Noted
 from mlxforge.core.files import sweep
 from mlxforge.runs import pipeline_train
@@ -77,7 +77,8 @@ def _ingest(road: Road, step: Step, record: Record, emit: Emit, __: Control) -> 
         _leave_out(store, [root for root in record.result.get("roots", []) if root not in roots])
     result = ingest([expand(spec) for spec in _ingest_reads(road, step)], store, settings, emit=emit)
     if not result["total"]["documents"]:
-        raise RunFailed("no document could be read", where=road.project.line("ingest.documents", "ingest"))
+        where = road.project.line("ingest.documents", "ingest")
+        raise DataError("no document could be read", where=where, fix="the lines above say why")
     return Made(result | {"roots": roots}, (store,))
 
 

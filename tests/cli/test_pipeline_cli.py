@@ -105,6 +105,15 @@ def test_a_full_disk_is_told_before_anything_runs(project, capsys, monkeypatch):
     assert not (project / ".forge").exists()
 
 
+def test_documents_without_text_are_one_line(project, capsys):
+    (project / "empty.txt").touch()
+    (project / "forge.yaml").write_text(FORGE.replace("ingest:", "ingest: {documents: [empty.txt]}"))
+    assert call(capsys, "pipeline", "--dry-run")[0] == 0
+    code, _, error = call(capsys, "pipeline", "--yes")
+    assert code == 2
+    assert "no document could be read" in error.splitlines()[-1]
+
+
 def test_both_from_and_only_are_refused(project, capsys):
     assert call(capsys, "pipeline", "--from", "cpt", "--only", "cpt")[0] == 2
 

@@ -198,7 +198,7 @@ pairs: {data: [], takes: base}
 dpo: {}
 eval: {data: [questions.jsonl], metrics: [exact_mach]}
 export: {quants: [q4_k]}
-gate: {require: [sftt.exact_match>=1, f1], no_regression: [question.f1:1]}
+gate: {require: [sftt.exact_match>=1, f1, dpo.exact_mach>=1, dpo.f1=1], no_regression: [question.f1:1, questions.f1:x]}
 """
 
 
@@ -219,6 +219,9 @@ def test_all_that_is_missing_is_told_before_anything_runs(tmp_path, monkeypatch)
         "P/forge.yaml:9: export: unknown quantization 'q4_k' (did you mean 'q4_k_s'?)",
         "P/forge.yaml:10: gate: require: 'sftt.exact_match>=1': the report will have no 'sftt' (did you mean 'sft'?)",
         "P/forge.yaml:10: gate: require: 'f1' names no figure (write LABEL.METRIC>=0.6)",
+        "P/forge.yaml:10: gate: require: 'dpo.exact_mach>=1': unknown metric 'exact_mach' (did you mean 'exact_match'?)",
+        "P/forge.yaml:10: gate: require: 'dpo.f1=1': character 7: '=' is no comparison (did you mean '=='?)",
+        "P/forge.yaml:10: gate: no_regression: 'questions.f1:x': character 14: no number: 'x' (a plain number such as 0.6)",
         "P/forge.yaml:10: gate: no_regression: 'question.f1:1': the report will have no 'question' (did you mean 'questions'?)",
     ):
         assert line in told, "\n".join(told)

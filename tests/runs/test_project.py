@@ -71,6 +71,7 @@ MISTAKES = {
     "cpt:\n  preset: handbook-spt\n": (
         "forge.yaml:2: preset: handbook-spt: cannot read the config: No such file or directory (did you mean 'handbook-sft'?)"
     ),
+    "name: ../x\ncpt:\n": "forge.yaml:1: name: '../x' is no name for a project (letters, digits, '-' and '_')",
     "cpt:\n  after: [cpt]\n": "forge.yaml:2: cpt waits for itself (leave it out)",
     "cpt:\n  takes: cpt\n": "forge.yaml:2: cpt takes its own model (leave it out)",
     "sft:\n  takes: cptt\ncpt:\n": "forge.yaml:2: sft takes 'cptt', which trains nothing here (did you mean 'cpt'?)",
