@@ -15,6 +15,7 @@ from mlxforge.evals.report import Better, Report, Test, Value
 Standing = Literal["better", "worse", "unclear", ""]
 
 ALPHA = 0.05
+SEEN = 1e-3  # of a figure: what is less than this share of it shows in no digit
 # The one figure of a set that a verdict names: the strictest that its kind has. Bits a byte before perplexity, which
 # cannot be held across tokenizers.
 MAIN = (
@@ -166,13 +167,16 @@ def find_test(report: Report, model: str, against: str, name: str, metric: str) 
     return None
 
 
-def standing(test: Test | None, better: Better) -> Standing:
-    """Whether a change is more than chance: p under 0.05 and an interval without zero. Empty where nothing was tested."""
-    if test is None or not better:
+def standing(test: Test | None, value: Value) -> Standing:
+    """Whether ``value`` changed by more than chance: p under 0.05 and an interval without zero. Empty where nothing was tested.
+
+    What is beyond chance may still be too small to matter: a change under :data:`SEEN` is none.
+    """
+    if test is None or not value.better:
         return ""
-    if test.p >= ALPHA or test.low <= 0 <= test.high:
+    if test.p >= ALPHA or test.low <= 0 <= test.high or abs(test.difference) < SEEN * abs(value.value or 0.0):
         return "unclear"
-    return "better" if test.difference * SIGNS[better] > 0 else "worse"
+    return "better" if test.difference * SIGNS[value.better] > 0 else "worse"
 
 
 def finding(report: Report, model: str, against: str, name: str, metric: str) -> Finding | None:
@@ -182,7 +186,7 @@ def finding(report: Report, model: str, against: str, name: str, metric: str) ->
         return None
     test = find_test(report, model, against, name, metric)
     before = figure(report, against, name, metric)
-    return Finding(name, metric, model, against, before, after, test, standing(test, after.better))
+    return Finding(name, metric, model, against, before, after, test, standing(test, after))
 
 
 def findings(report: Report) -> dict[str, list[Finding]]:

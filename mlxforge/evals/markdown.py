@@ -128,7 +128,7 @@ def cell(report: Report, label: str, name: str, metric: str, rows: int) -> str:
     facts = ", ".join([*([bounds] if bounds else []), *([f"n={value.n:,}"] if value.n not in (0, rows) else [])])
     why = f" {plain(value.why)}" if value.why else ""
     first = labels(report)[0]
-    mark = MARKS[standing(find_test(report, label, first, name, metric) if label != first else None, value.better)]
+    mark = MARKS[standing(find_test(report, label, first, name, metric) if label != first else None, value)]
     return mark + number(value.value, value.unit) + (f" <sub>({facts})</sub>" if facts else "") + why
 
 

@@ -207,7 +207,7 @@ def _cell(report: Report, label: str, name: str, metric: str, span: tuple[float,
         return f'<td data-label="{shown}"><div><span class="value">–</span>{why}</div></td>'
     first = labels(report)[0]
     test = find_test(report, label, first, name, metric) if label != first else None
-    kind = standing(test, value.better)
+    kind = standing(test, value)
     mark = MARKS[kind]
     unit = value.unit if value.unit == "bytes" else ""
     delta = f'<span class="delta">{mark}{figures(signed(test.difference, unit))}</span>' if test else ""
@@ -238,7 +238,7 @@ def _tests(report: Report) -> Iterator[str]:
 
 def _test(report: Report, test: Test) -> str:
     value = figure(report, test.model, test.set, test.metric) or Value(value=None)
-    kind = standing(test, value.better)
+    kind = standing(test, value)
     names = (("set", test.set), ("metric", title(test.metric)), ("model", test.model), ("against", test.against))
     cells = "".join(f'<td data-label="{name}">{text(words)}</td>' for name, words in names)
     mark = MARKS[kind]

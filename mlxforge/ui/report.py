@@ -93,7 +93,7 @@ def _told(report: Report, label: str, name: str, metric: str, value: Value) -> I
         yield f"n={value.n}"
     first = labels(report)[0]
     if label != first and (test := find_test(report, label, first, name, metric)):
-        yield f"{signed(test.difference)} {chance(test.p)} {standing(test, value.better)}"
+        yield f"{signed(test.difference)} {chance(test.p)} {standing(test, value)}"
     if value.why:
         yield one_line(value.why)
 
@@ -138,7 +138,7 @@ def _cell(report: Report, label: str, name: str, metric: str) -> tuple[Text, Tex
         return Text(""), Text("")
     first = labels(report)[0]
     test = find_test(report, label, first, name, metric) if label != first else None
-    kind = standing(test, value.better)
+    kind = standing(test, value)
     unit = value.unit if value.unit == "bytes" else ""
     bounds = spread(value.low, value.high, value.unit)
     return Text(f"{number(value.value, unit)} {MARKS[kind]}", STYLES[kind]), Text(_dashed(bounds) + "  ", "bright_black")

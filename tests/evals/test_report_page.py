@@ -17,7 +17,7 @@ from mlxforge.core.errors import DataError
 from mlxforge.evals.explorer import LONGEST, SHOWN
 from mlxforge.evals.figures import chance, findings, number, overall, sentence, signed, standing, visible
 from mlxforge.evals.markdown import plain
-from mlxforge.evals.report import MARKDOWN, PAGE, REPORT, ROWS, ModelInfo, Report, SetInfo, load_report
+from mlxforge.evals.report import MARKDOWN, PAGE, REPORT, ROWS, ModelInfo, Report, SetInfo, Value, load_report
 from mlxforge.evals.road import Gain, Outcome, Summary
 from mlxforge.evals.write import write_pages, write_report
 
@@ -203,13 +203,16 @@ def test_no_mark_of_markdown_is_left():
 
 
 def test_a_change_is_marked_where_test_and_interval_say_so():
-    def said(better="higher", **more):
+    def said(better="higher", size=1.0, **more):
         figures = {"difference": 0.1, "low": 0.05, "high": 0.15, "p": 0.01} | more
-        return standing(paired("s", "m", "b", "a", **figures), better)
+        return standing(paired("s", "m", "b", "a", **figures), Value(value=size, better=better))
 
     assert (said(), said("lower"), said("")) == ("better", "worse", "")
     assert said(p=0.05) == said(low=0.0) == said(low=-0.1, high=0.0) == "unclear"
-    assert standing(None, "higher") == ""
+    assert standing(None, Value(value=1.0)) == ""
+    # An f16 file against its model: beyond chance, and too small to be seen in any figure.
+    assert said("lower", 0.9, difference=1.1e-5, low=9e-6, high=1.4e-5, p=0.004) == "unclear"
+    assert said("lower", 0.0, difference=-1.1e-5, low=-2e-5, high=-9e-6, p=0.004) == "better"
 
 
 def test_the_verdict_is_on_top(written):
