@@ -90,8 +90,8 @@ def evaluate(settings: EvalSettings, listeners: Sequence[Emit] = ()) -> Report:
 
 def gate(
     report: str | Path,
-    require: Sequence[str] = (),
-    no_regression: Sequence[str] = (),
+    require: str | Sequence[str] = (),
+    no_regression: str | Sequence[str] = (),
     *,
     against: str | None = None,
     confidence: float = 0.95,
@@ -109,9 +109,8 @@ def gate(
     """
     from mlxforge.runs.gate import gate
 
-    return gate(
-        Path(report), require, no_regression, against=against, confidence=confidence, strict=strict, runs_dir=Path(runs_dir)
-    )
+    texts = [[given] if isinstance(given, str) else given for given in (require, no_regression)]
+    return gate(Path(report), *texts, against=against, confidence=confidence, strict=strict, runs_dir=Path(runs_dir))
 
 
 def pipeline(

@@ -66,8 +66,8 @@ def test_an_evaluation_and_its_gate(tmp_path):
     heard = []
     report = mlxforge.evaluate(
         mlxforge.EvalSettings(
-            models=["base=tiny"], data=[str(tmp_path / "asked.jsonl")], metrics=["exact_match"], retention="", max_tokens=4,
-            output=tmp_path / "report",
+            models="base=tiny", data=str(tmp_path / "asked.jsonl"), metrics=["exact_match"], retention="", max_tokens=4,
+            output=str(tmp_path / "report"),
         ),
         listeners=[heard.append],
     )  # fmt: skip
@@ -75,7 +75,9 @@ def test_an_evaluation_and_its_gate(tmp_path):
     assert heard
     assert json.loads((tmp_path / "report" / "report.json").read_text())["results"]
     assert mlxforge.gate(tmp_path / "report", [f"base.exact_match>={reached}"])["passed"]
-    assert not mlxforge.gate(str(tmp_path / "report"), ["base.exact_match>2"])["passed"]
+    assert not mlxforge.gate(str(tmp_path / "report"), "base.exact_match>2")["passed"]
+    with pytest.raises(mlxforge.MlxforgeError, match="limit: 0 is below 1"):
+        mlxforge.EvalSettings(models=["tiny"], limit=0)
 
 
 def test_a_pipeline_is_done_once(tmp_path, documents):

@@ -89,6 +89,22 @@ class EvalSettings:
     suite: SuiteSettings | None = None
     prompts: Path | None = None
 
+    def __post_init__(self) -> None:
+        """What Python code may write shorter: one text for a list of them, a path as text.
+
+        Raises:
+            ConfigError: a count below 1.
+        """
+        for name in ("models", "data", "metrics"):
+            if isinstance(one := getattr(self, name), str):
+                object.__setattr__(self, name, (one,))
+        for name in ("output", "runs_dir", "rag", "prompts"):
+            if isinstance(path := getattr(self, name), str):
+                object.__setattr__(self, name, Path(path))
+        for name in ("limit", "max_tokens", "window", "latency_prompts", "top_k"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise ConfigError(f"{count} is below 1", where=name)
+
 
 @dataclass
 class Job:
