@@ -59,10 +59,15 @@ def _screen(mode: Mode, control: Control | None, watching: bool) -> Iterator[Emi
 
     stream = sys.stderr if mode == "json" else sys.stdout
     lines = Quiet(stream) if mode == "quiet" else Plain(stream)
+    left = False
     try:
         yield lines
+    except KeyboardInterrupt:
+        left = watching  # who looks no longer stops nothing
+        raise
     finally:
-        lines.close()
+        if not left:
+            lines.close()
 
 
 @contextmanager

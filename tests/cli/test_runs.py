@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -154,6 +155,21 @@ def test_watch_follows_a_live_run_and_q_leaves_it_alone(folder, terminal) -> Non
         assert watcher.wait() == 0
     assert b"stumbled" not in watcher.written
     assert not any("after this step" in line for line in watcher.screen())
+
+
+def test_who_stops_watching_in_a_pipe_stops_no_run(folder) -> None:
+    run = folder / "demo"
+    (run / "events.jsonl").unlink()
+    with locked(run), EventLog(run / "events.jsonl") as log:
+        for event in make_run(30, path=str(run), end=False):
+            log(event)
+        with subprocess.Popen([sys.executable, "-uc", watching(folder)], stdout=subprocess.PIPE, text=True) as watcher:
+            while "30/30" not in watcher.stdout.readline():
+                pass
+            watcher.send_signal(signal.SIGINT)
+            said = watcher.communicate(timeout=20)[0]
+    assert watcher.returncode == 130
+    assert "demo stopped" not in said
 
 
 def test_watch_ends_when_the_watched_process_dies(folder, terminal) -> None:
