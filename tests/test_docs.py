@@ -74,6 +74,19 @@ def test_the_python_of_the_readme_runs(tmp_path):
     assert "from-python" in done.stdout.splitlines()[-1]
 
 
+def test_the_python_of_the_page_on_evaluation_runs(tmp_path):
+    done = call([sys.executable, "-c", block("python", (ROOT / "docs" / "evaluation.md").read_text())], tmp_path)
+    assert done.stdout.splitlines()[-1:] == ["True"], done.stderr
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_on_evaluation_run(tmp_path):
+    for line in block("commands", (ROOT / "docs" / "evaluation.md").read_text()).splitlines():
+        done = call(shlex.split(line, comments=True), tmp_path)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    assert (tmp_path / "report" / "report.html").exists()
+
+
 @pytest.mark.parametrize("page", [README, *(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))])
 def test_every_command_of_a_page_is_one(page):
     """Blocks of shell lines, and the examples of ``--help``; a pipe or a redirection ends a line."""
@@ -85,7 +98,7 @@ def test_every_command_of_a_page_is_one(page):
 
 def test_links_lead_somewhere():
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
