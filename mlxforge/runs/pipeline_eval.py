@@ -12,6 +12,7 @@ from mlxforge.evals.report import PAGE, REPORT, RETENTION, ROWS
 from mlxforge.runs.pipeline_checks import missing
 from mlxforge.runs.pipeline_order import BASE, Made, Road, Step, compared
 from mlxforge.runs.pipeline_state import Record
+from mlxforge.runs.pipeline_train import job_of
 from mlxforge.runs.project import TRAINING
 from mlxforge.runs.text import expand
 
@@ -97,6 +98,7 @@ def run_eval(road: Road, step: Step, _: Record, emit: Emit, __: Control) -> Made
         output=folder,
         runs_dir=road.project.runs_dir,
         limit=step.get("limit"),
+        window=window(road, step),
         max_tokens=step.get("max_tokens"),
     )
     report = evaluate(settings, emit)
@@ -104,6 +106,14 @@ def run_eval(road: Road, step: Step, _: Record, emit: Emit, __: Control) -> Made
     files = (folder / REPORT, folder / ROWS)
     result = {"report": str(folder), "page": str(folder / PAGE), "models": [model.label for model in report.models]}
     return Made(result, files)
+
+
+def window(road: Road, step: Step) -> int:
+    """Tokens that a text is read in at a time: as the compared runs read theirs, so that a report repeats their figures."""
+    from mlxforge.runs.subject import WINDOW
+
+    trained = (job_of(road, one).max_length for one in compared_steps(road, step) if one.stage in TRAINING)
+    return step.get("max_length") or min(trained, default=WINDOW)
 
 
 def models(road: Road, step: Step) -> Iterator[str]:

@@ -124,6 +124,9 @@ class EvalStage(StageSettings):
     metrics: Annotated[list[str], help("names or groups (default: all that fit a set)")] = []
     limit: Annotated[Count | None, help("take the first rows of each set only")] = None
     max_tokens: Annotated[int, help("longest answer", ge=1)] = 256
+    max_length: Annotated[
+        int | None, help("tokens that a text is read in at a time (default: the least of the compared runs)", ge=16)
+    ] = None
 
 
 class FuseStage(StageSettings):

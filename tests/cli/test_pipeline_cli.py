@@ -134,6 +134,9 @@ def test_the_whole_road_on_the_shipped_handbook(tmp_path):
     assert gains["dpo"]["preference_accuracy"]["after"] > 0.8
     assert all(gains[stage]["retention bpb"]["after"] < 0.6 for stage in ("cpt", "sft", "dpo"))
     report = json.loads((tmp_path / "hb" / "exports" / "report" / "report.json").read_text())
+    for label in ("cpt", "sft", "dpo"):  # read as training read it: one figure, not two
+        forgotten = gains[label]["retention bpb"]["after"]
+        assert report["results"][label]["retention"]["bpb"]["value"] == pytest.approx(forgotten, rel=1e-3)
     raw = {label: report["results"][label]["pairs"]["preference_accuracy"]["value"] for label in ("sft", "dpo")}
     assert raw["dpo"] > raw["sft"]
     assert found["ships"] is True
