@@ -140,6 +140,7 @@ def test_a_quantile_of_a_draw_is_that_of_the_rows_drawn():
     assert found == pytest.approx([np.quantile(np.repeat(X, times), 0.95) for times in counts])
 
 
+@pytest.mark.slow
 def test_ten_thousand_rows_take_a_second_and_little_memory():
     rng = np.random.default_rng(0)
     one, other = rng.normal(size=(2, 10_000, 1))
