@@ -113,6 +113,7 @@ class Dashboard:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
         self.drain()
+        self.state.left = self.watching and (self.control.finish or kind is KeyboardInterrupt)
         self.finale()
 
     def close(self) -> None:

@@ -59,15 +59,13 @@ def _screen(mode: Mode, control: Control | None, watching: bool) -> Iterator[Emi
 
     stream = sys.stderr if mode == "json" else sys.stdout
     lines = Quiet(stream) if mode == "quiet" else Plain(stream)
-    left = False
     try:
         yield lines
     except KeyboardInterrupt:
-        left = watching  # who looks no longer stops nothing
+        lines.state.left = watching
         raise
     finally:
-        if not left:
-            lines.close()
+        lines.close()
 
 
 @contextmanager

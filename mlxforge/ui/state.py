@@ -86,6 +86,7 @@ class State:
         self.config: dict[str, Any] = {}
         self.plan: dict[str, Any] = {}
         self.started = False
+        self.left = False  # whoever watched has left: it goes on
         self.begun = self.heard = 0.0
         self.elapsed_before = 0.0
         self.latest: ev.StepDone | None = None

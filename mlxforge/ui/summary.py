@@ -36,7 +36,7 @@ def summary(state: State) -> Text:
 def _headline(text: Text, state: State) -> None:
     result: Mapping[str, Any] = state.ended.result if state.ended else {}
     sign, style = SIGNS.get(state.status, ("■", "bold yellow"))
-    status = state.status if state.ended else "stopped"
+    status = state.status if state.ended else "goes on" if state.left else "stopped"
     steps = state.ended.step if state.ended else state.latest.step if state.latest else 0
     trained, speed = result.get("trained_tokens", state.trained), result.get("tokens_per_second") or state.tokens_per_second
     peak = result.get("peak_memory_bytes") or (state.latest.memory_peak if state.latest else 0)
