@@ -19,7 +19,9 @@ from mlxforge.ui.panels import SIGNS
 from mlxforge.ui.report import show_checks
 
 ACTIONS = {"run": "bold", "resume": "bold yellow", "skip": "bright_black", "leave": "bright_black"}
-WORDS = {"run": "run", "resume": "go on", "skip": "skip", "leave": "leave as it is"}
+FIGURES = ("tokens", "steps", "time", "memory", "disk", "cost")
+WIDE, NARROW = 100, 80  # columns: for all figures, and for some with their reasons
+WORDS = {"run": "run", "resume": "go on", "skip": "skip", "leave": "leave"}
 
 
 OpenStage = Callable[[str, Mapping[str, str]], AbstractContextManager[ev.Emit]]
@@ -57,37 +59,46 @@ def stage_end(event: ev.StageEnded) -> Text:
 def show_plan(planned: Sequence[PlanRow], out: Console) -> None:
     """What happens to each stage and why; what it is expected to take where that was asked for."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("stage", "", "why"):
-        table.add_column(title, no_wrap=title == "stage")
     found = [one.forecast for one in planned if one.forecast]
-    for title in ("tokens", "steps", "time", "memory", "disk", "cost") if found else ():
+    shown, reasons = _fitting(out.width) if found else ((), True)
+    for title in ("stage", "", "why") if reasons else ("stage", ""):
+        table.add_column(title, no_wrap=title != "why", overflow="fold")
+    for title in shown:
         table.add_column(title, justify="right", no_wrap=True)
+
+    def row(stage: str, action: str, why: str, style: str, figures: Mapping[str, str]) -> None:
+        words = (stage, action, why) if reasons else (stage, action)
+        table.add_row(*(Text(word, style) for word in words), *(figures.get(title, "") for title in shown))
+
     for one in planned:
-        style = ACTIONS[one.action]
         why = "; ".join(filter(None, (one.why, one.forecast.why if one.forecast else "")))
-        cells = _forecast(one.forecast) if found else ()
-        table.add_row(Text(one.stage, style), Text(WORDS[one.action], style), Text(why, style), *cells)
+        row(one.stage, WORDS[one.action], why, ACTIONS[one.action], _forecast(one.forecast) if one.forecast else {})
     if found:
         table.add_section()
-        table.add_row("all", "", "forecasts; time of training alone", *_total(found))
+        row("all", "", "forecasts; time of training alone", "", _total(found))
     out.print(table)
 
 
-def _forecast(one: Forecast | None) -> tuple[str, ...]:
-    if one is None:
-        return ("",) * 6
+def _fitting(width: int) -> tuple[tuple[str, ...], bool]:
+    """The figures that a terminal has room for, and whether the reasons have any."""
+    if width >= WIDE:
+        return FIGURES, True
+    return ("tokens", "time", "memory", "cost") if width >= NARROW else ("time", "memory", "cost"), width >= NARROW
+
+
+def _forecast(one: Forecast) -> dict[str, str]:
     about = "~" if one.rough else ""
-    return (
-        about + units.count(one.tokens) if one.tokens is not None else "",
-        f"{about}{one.steps:,}" if one.steps is not None else "",
-        about + units.clock(one.seconds) if one.seconds is not None else "",
-        about + units.size(one.memory) if one.memory is not None else "",
-        units.size(one.disk) if one.disk is not None else "",
-        _dollars(one.cost) if one.cost is not None else "",
-    )
+    return {
+        "tokens": about + units.count(one.tokens) if one.tokens is not None else "",
+        "steps": f"{about}{one.steps:,}" if one.steps is not None else "",
+        "time": about + units.clock(one.seconds) if one.seconds is not None else "",
+        "memory": about + units.size(one.memory) if one.memory is not None else "",
+        "disk": units.size(one.disk) if one.disk is not None else "",
+        "cost": _dollars(one.cost) if one.cost is not None else "",
+    }
 
 
-def _total(all_of: Sequence[Forecast]) -> tuple[str, ...]:
+def _total(all_of: Sequence[Forecast]) -> dict[str, str]:
     """The sums; of memory the most. What nothing is known of stays empty."""
     tokens, seconds, disk, cost = (
         sum(getattr(one, key) or 0 for one in all_of) for key in ("tokens", "seconds", "disk", "cost")
@@ -96,7 +107,7 @@ def _total(all_of: Sequence[Forecast]) -> tuple[str, ...]:
     shown = ((units.count, tokens), (units.clock, seconds), (units.size, memory), (units.size, disk), (_dollars, cost))
     about = "~" if any(one.rough for one in all_of) else ""
     words = [(about if write in (units.count, units.clock) else "") + write(value) if value else "" for write, value in shown]
-    return (words[0], "", *words[1:])
+    return dict(zip(("tokens", "time", "memory", "disk", "cost"), words, strict=True))
 
 
 def _dollars(value: float) -> str:
