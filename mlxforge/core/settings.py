@@ -129,13 +129,17 @@ class ChatSettings(TrainSettings):
         Literal["error", "split", "drop", "left"],
         help("rows over max_length: error; split (a row a turn, with the context that fits); drop; left (cut the start off)"),
     ] = "split"
-    task: Annotated[
-        str | None, help("conversations whose last answer is asked for, greedily, before and after: exact match")
-    ] = None
+    task: Annotated[str | None, help("conversations whose last answer is asked for, greedily, before and after")] = None
     answer_tokens: Annotated[int, help("longest answer in the task", ge=1)] = 64
     match: Annotated[
-        Literal["exact", "start"], help("when an answer in the task is right: it is the given one, or begins with it")
+        Literal["exact", "start"],
+        help("when an answer in the task is right: it is the given one (exact_match), or begins with it (prefix_match)"),
     ] = "exact"
+
+    @property
+    def score(self) -> str:
+        """What the share of right answers is called in results."""
+        return "exact_match" if self.match == "exact" else "prefix_match"
 
 
 class SftConfig(ChatSettings):

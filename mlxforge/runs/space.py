@@ -27,7 +27,7 @@ MEANINGS = frozenset(
     "model valid valid_split max_length train_on loss beta gamma label_smoothing sft_weight dpop_weight desirable_weight "
     "undesirable_weight reference".split()
 )
-LOWER, HIGHER = ("loss", "bpb", "perplexity"), ("accuracy", "margin", "exact_match", "preference_accuracy")
+LOWER, HIGHER = ("loss", "bpb", "perplexity"), ("accuracy", "margin", "exact_match", "prefix_match", "preference_accuracy")
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def metric(name: str, config: TrainSettings, space: Sequence[Dimension]) -> Metr
     part, dot, figure = name.partition(".")
     if not dot or figure not in LOWER + HIGHER or part not in ("valid", "retention", "task"):
         known = [f"valid.{one}" for one in (*LOWER, "accuracy", "margin")]
-        known += [f"retention.{one}" for one in LOWER] + ["task.exact_match", "task.preference_accuracy"]
+        known += [f"retention.{one}" for one in LOWER] + ["task.exact_match", "task.prefix_match", "task.preference_accuracy"]
         raise ConfigError("no figure of a run's result", where=where, fix=did_you_mean(name, known))
     pairs = isinstance(config, PreferenceSettings)
     needs = {
@@ -212,6 +212,9 @@ def metric(name: str, config: TrainSettings, space: Sequence[Dimension]) -> Metr
         "retention": (config.retention, "give retention: a general text"),
         "task": (pairs if figure == "preference_accuracy" else getattr(config, "task", None), "give task: held-out questions"),
     }
+    score = getattr(config, "score", figure)
+    if part == "task" and figure not in (score, "preference_accuracy"):
+        raise ConfigError(f"these runs have no {name}", where=where, fix=f"take task.{score}, or another match")
     if not needs[part][0]:
         raise ConfigError(f"these runs have no {name}", where=where, fix=needs[part][1])
     if part == "valid" and (figure in ("bpb", "perplexity") if pairs else figure not in LOWER):

@@ -208,7 +208,7 @@ class Prepared:
         replies = self._replies(questions, self.config.answer_tokens)  # type: ignore[attr-defined]
         said = [answer_in(tokenizer, cuts, question.ids, ids) for question, ids in zip(questions, replies, strict=True)]
         right = sum(map(MATCHES[self.config.match], said, (question.answer for question in questions)))  # type: ignore[attr-defined]
-        return {"exact_match": right / len(questions)}
+        return {self.config.score: right / len(questions)}  # type: ignore[attr-defined]
 
 
 def read_material(

@@ -94,6 +94,7 @@ def test_the_ends_of_a_range():
         ("valid.loss", SftConfig(valid_split=0), RATE, "valid_split above 0"),
         ("retention.bpb", SftConfig(), RATE, "give retention"),
         ("task.exact_match", SftConfig(), RATE, "give task"),
+        ("task.exact_match", SftConfig(task="q.jsonl", match="start"), RATE, "take task.prefix_match"),
         ("task.preference_accuracy", SftConfig(), RATE, "have no task.preference_accuracy"),
         ("valid.accuracy", CptConfig(), RATE, "have no valid.accuracy"),
         ("valid.bpb", DpoConfig(), RATE, "have no valid.bpb"),
