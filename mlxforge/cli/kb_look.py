@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from mlxforge.cli.shaping import coloured, heading, show_json, some
 SHOWN = 100  # rows of a table, where the user asks for no other number
 BAR, FIGURES = 40, 19  # characters of the longest bar, and of what stands before it
 WIDEST = 60  # characters that a column keeps before the last one has given up its own
-PIPE = 200  # characters of a line that no terminal bounds
+LETTERS = 200  # of a chunk in a line
 LIMIT = click.option(
     "--limit", type=click.IntRange(0), default=SHOWN, show_default=True, help="Lines of the table at most; 0 shows all."
 )
@@ -25,10 +24,10 @@ LIMIT = click.option(
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = (), dim: Sequence[bool] = ()) -> None:
     """A table as wide as the terminal, the last column cut; figures stand to the right."""
     from rich.cells import cell_len
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from mlxforge.ui.console import console
     from mlxforge.ui.units import one_line
 
     kept = [number for number in range(len(titles)) if any(row[number] for row in rows)]  # a column that is empty says nothing
@@ -46,7 +45,7 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
         )
     for number, row in enumerate(rows):
         table.add_row(*(Text(word) for word in row), style="bright_black" if dim and dim[number] else "")
-    Console(width=None if sys.stdout.isatty() else PIPE, highlight=False).print(table)
+    console().print(table)
 
 
 @click.command("list")
@@ -154,7 +153,7 @@ def _document(page: dict[str, Any], limit: int) -> None:
             f"{one['tokens']:,}",
             _mark(one),
             one["heading"],
-            " ".join(one["text"][:PIPE].split()),
+            " ".join(one["text"][:LETTERS].split()),
         )
         for one in shown
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 RUNS = click.option(
     "--runs-dir", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder that holds the runs."
 )
-PIPE = 200
 
 
 @click.group()
@@ -85,9 +83,10 @@ def families_command(as_json: bool) -> None:
 
 
 def _table(titles: tuple[str, ...], rows: list[Any], folded: tuple[str, ...] = ("model", "made of", "")) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from mlxforge.ui.console import console
 
     table = Table(box=None, pad_edge=False)
     for title in titles:
@@ -95,8 +94,7 @@ def _table(titles: tuple[str, ...], rows: list[Any], folded: tuple[str, ...] = (
         table.add_column(title, no_wrap=title not in folded, overflow="fold", justify=justify)  # type: ignore[arg-type]
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    # A pipe has no width: lines stay whole there, for grep and awk.
-    Console(width=None if sys.stdout.isatty() else PIPE).print(table)
+    console().print(table)
 
 
 @models.command("detect")

@@ -46,7 +46,8 @@ def pipeline(
     Exit code 1 where the report does not reach what the section 'gate' requires.
     """
     from mlxforge.runs.pipeline import open_pipeline
-    from mlxforge.ui.pipeline import console, show_plan
+    from mlxforge.ui.console import console
+    from mlxforge.ui.pipeline import show_plan
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     found = open_pipeline(file, start, only)
@@ -191,7 +192,8 @@ def watch_pipeline(project: Path, mode: Any) -> bool:
     from mlxforge.core.eventlog import EVENTS, replay
     from mlxforge.core.events import Control
     from mlxforge.runs.pipeline_state import Ledger
-    from mlxforge.ui.pipeline import console, watch
+    from mlxforge.ui.console import console
+    from mlxforge.ui.pipeline import watch
 
     ledger, control, out = Ledger(project), Control(), console()
     if not ledger.live:

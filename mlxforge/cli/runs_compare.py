@@ -10,8 +10,6 @@ import click
 from mlxforge.cli.runs import FOLDER
 from mlxforge.cli.shaping import JSON, show_json
 
-PIPE = 200  # columns where no terminal has a width: lines stay whole for grep and awk
-
 
 @click.command()
 @click.argument("names", nargs=-1, required=True, metavar="RUN...")
@@ -37,15 +35,14 @@ def compare(names: tuple[str, ...], runs_dir: Path, picture: Path | None, as_jso
     if as_json:
         show_json(found | ({"plot": str(picture)} if picture else {}))
         return
-    from rich.console import Console
-
     from mlxforge.ui.comparison import curves, tables
+    from mlxforge.ui.console import console
 
-    console = Console(width=None if sys.stdout.isatty() else PIPE, highlight=False)
+    out = console()
     for part in tables(found):
-        console.print(part)
+        out.print(part)
     if sys.stdout.isatty():
-        for part in curves(found, console.width):
-            console.print(part)
+        for part in curves(found, out.width):
+            out.print(part)
     if picture:
         click.echo(f"wrote {picture}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,13 +68,12 @@ def _trees(runs_dir: Path, places: tuple[Path, ...], as_json: bool) -> None:
 
 def draw(tree: Sequence[Any], mark: str = "") -> None:
     """Trees of lineage on stdout; the run at path ``mark`` stands out."""
-    from rich.console import Console
-
+    from mlxforge.ui.console import console
     from mlxforge.ui.lineage import pictures
 
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    out = console()
     for picture in pictures(tree, mark):
-        console.print(picture)
+        out.print(picture)
 
 
 # What a narrow terminal goes without, the first one first.
@@ -83,15 +81,14 @@ SPARED = ("created", "model", "objective", "bpb", "steps", "gate", "loss", "stat
 
 
 def _table(found: Sequence[Any]) -> None:
-    from rich.console import Console
+    from mlxforge.ui.console import console
 
-    # A pipe has no width: lines stay whole there, for grep and awk.
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    out = console()
     spared = () if any(one.gate is not None for one in found) else ("gate",)
     tables = [_columns(found, (*spared, *SPARED[:number])) for number in range(len(SPARED) + 1)]
-    wide = console.options.update(max_width=1000)
-    fitting = (table for table in tables if console.measure(table, options=wide).maximum <= console.width)
-    console.print(next(fitting, tables[-1]))
+    wide = out.options.update(max_width=1000)
+    fitting = (table for table in tables if out.measure(table, options=wide).maximum <= out.width)
+    out.print(next(fitting, tables[-1]))
     for one in found:
         if one.damaged:
             click.echo(f"{one.path}: {one.damaged}", err=True)

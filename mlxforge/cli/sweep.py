@@ -184,10 +184,10 @@ def _plan(plan: Mapping[str, Any], err: bool) -> None:
 
 
 def _table(search: Sweep, ended: SweepResult) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from mlxforge.ui.console import console
     from mlxforge.ui.units import NONE, number, one_line
 
     table = Table(box=None, pad_edge=False)
@@ -206,7 +206,7 @@ def _table(search: Sweep, ended: SweepResult) -> None:
             *(Text(one_line(cell)) for cell in cells),
             style="bold #41c98e" if best else "" if one.value is not None else "bright_black",
         )
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    console().print(table)
     if ended.best is None:
         click.echo("no trial finished: lower the range of the learning rate")
     else:

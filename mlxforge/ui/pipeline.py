@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -25,12 +23,6 @@ WORDS = {"run": "run", "resume": "go on", "skip": "skip", "leave": "leave"}
 
 
 OpenStage = Callable[[str, Mapping[str, str]], AbstractContextManager[ev.Emit]]
-
-
-def console(stream: Any = None) -> Console:
-    """Where it is written; a pipe has no width."""
-    out = stream or sys.stdout
-    return Console(file=out, highlight=False, width=None if out.isatty() else 160)
 
 
 def watch(events: Iterable[ev.Event], open_stage: OpenStage, out: Console) -> None:
