@@ -40,7 +40,7 @@ GATED = ("exact_match", "command_exact", "choice_accuracy", "preference_accuracy
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Rows of each set at most; of a text, passages.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Tokens of an answer at most.")
 @click.option(
-    "--max-length", "window", type=click.IntRange(min=16), default=1024, show_default=True, metavar="N",
+    "--max-length", type=click.IntRange(min=16), default=1024, show_default=True, metavar="N",
     help="Tokens that a text is read in at a time, as in training.",
 )  # fmt: skip
 @click.option("--thinking/--no-thinking", default=None, help="For models that can do both. [default: as trained]")

@@ -56,7 +56,7 @@ class EvalSettings:
         output: folder of the report; None for one by the time under ``reports``.
         limit: rows of each set at most; of a text, passages.
         max_tokens: of an answer.
-        window: tokens that a text is read in at a time.
+        max_length: tokens that a text is read in at a time, as in training.
         thinking: whether models think before they answer; None leaves it to them.
         latency_prompts: how many prompts are answered one by one with a clock.
         seed: of the bootstrap.
@@ -76,7 +76,7 @@ class EvalSettings:
     runs_dir: Path = Path("runs")
     limit: int | None = None
     max_tokens: int = 256
-    window: int = WINDOW
+    max_length: int = WINDOW
     thinking: bool | None = None
     latency_prompts: int = 8
     seed: int = 0
@@ -101,7 +101,7 @@ class EvalSettings:
         for name in ("output", "runs_dir", "rag", "prompts"):
             if isinstance(path := getattr(self, name), str):
                 object.__setattr__(self, name, Path(path))
-        for name in ("limit", "max_tokens", "window", "latency_prompts", "top_k"):
+        for name in ("limit", "max_tokens", "max_length", "latency_prompts", "top_k"):
             if (count := getattr(self, name)) is not None and count < 1:
                 raise ConfigError(f"{count} is below 1", where=name)
 

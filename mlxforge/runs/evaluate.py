@@ -82,7 +82,7 @@ def _ask(job: Job, named: Named, suite: Suite | None = None) -> None:
     settings, info = job.settings, job.infos[named.label]
     job.graded[named.label] = {}
     try:
-        with open_subject(named, info, window=settings.window, thinking=settings.thinking) as subject:
+        with open_subject(named, info, window=settings.max_length, thinking=settings.thinking) as subject:
             for note in subject.notes:
                 job.note(f"{named.label}: {note}")
             for one in job.sets:
@@ -100,7 +100,7 @@ def _ask(job: Job, named: Named, suite: Suite | None = None) -> None:
 
 def _kept_name(subject: Subject, settings: EvalSettings, kind: str) -> str:
     """The name of what is kept: all that decides what a model gives, but for the row."""
-    of_kind = (settings.window,) if kind == "text" else (settings.max_tokens, settings.thinking)
+    of_kind = (settings.max_length,) if kind == "text" else (settings.max_tokens, settings.thinking)
     return bytes_hash(str(VERSION), subject.info.hash, *subject.decides, kind, str(of_kind))[:32]
 
 

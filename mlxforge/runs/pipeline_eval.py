@@ -98,7 +98,7 @@ def run_eval(road: Road, step: Step, _: Record, emit: Emit, __: Control) -> Made
         output=folder,
         runs_dir=road.project.runs_dir,
         limit=step.get("limit"),
-        window=window(road, step),
+        max_length=max_length(road, step),
         max_tokens=step.get("max_tokens"),
     )
     report = evaluate(settings, emit)
@@ -108,7 +108,7 @@ def run_eval(road: Road, step: Step, _: Record, emit: Emit, __: Control) -> Made
     return Made(result, files)
 
 
-def window(road: Road, step: Step) -> int:
+def max_length(road: Road, step: Step) -> int:
     """Tokens that a text is read in at a time: as the compared runs read theirs, so that a report repeats their figures."""
     from mlxforge.runs.subject import WINDOW
 

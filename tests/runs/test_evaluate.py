@@ -75,7 +75,7 @@ def test_perplexity_and_bits_a_byte_are_those_of_trainings_own_evaluation(docume
         rows = windows(prepare([parse_spec(spec)], encoder, cache=tmp_path / "cache"), 64)
         found = FixedBatches(rows, CptConfig(max_length=64), "bucketed")
         trained = score(Scorer(loaded.model), next_token, found, int(rows.bytes.sum()))
-        report = evaluate(settings(tmp_path, data=[f"it={spec}"], window=64))
+        report = evaluate(settings(tmp_path, data=[f"it={spec}"], max_length=64))
         told = report.results["tiny"]["it"]
         assert told["perplexity"].value == pytest.approx(trained.perplexity, rel=1e-4)
         assert told["bpb"].value == pytest.approx(trained.bpb, rel=1e-4)
