@@ -218,8 +218,10 @@ class _Tree:
 
 
 def _result_node(model: Model) -> Node:
-    found = str(model.origin.get("hash") or "")
-    if not found and model.kind != "gguf":
-        found = model_hash(Path(model.path)) if model.kind in MODELS else content_hash(adapter_file(Path(model.path)))
-    created = moment(model.origin.get("created"))
-    return Node(name=model.name, kind=model.kind, path=model.path, hash=found, created=created, note=model.note)
+    place, created = Path(model.path), moment(model.origin.get("created"))
+    found, note = str(model.origin.get("hash") or ""), model.note
+    if model.kind == "gguf" and found and place.stat().st_mtime > (created or 0) and content_hash(place) != found:
+        found, note = "", f"{note}, changed since"
+    if not found:
+        found = model_hash(place) if model.kind in MODELS else content_hash(place if place.is_file() else adapter_file(place))
+    return Node(name=model.name, kind=model.kind, path=model.path, hash=found, created=created, note=note)

@@ -25,6 +25,7 @@ from mlxforge.runs.fuse import fuse
 from mlxforge.runs.inventory import gguf_keys, list_models
 from mlxforge.runs.lineage import branch, lineage_tree
 from mlxforge.runs.opening import resolve_base
+from mlxforge.runs.origin import read_origin
 from mlxforge.runs.record import read_record, write_record
 
 SMALL = {"max_length": 64, "batch_tokens": 256, "learning_rate": 3e-3, "sample_tokens": 0, "warmup": 0, "valid_split": 0.2,
@@ -86,9 +87,23 @@ def test_the_tree_leads_from_the_base_to_the_file(project):
     nodes = {Path(node.name).name: node for node in root.walk()}
     assert nodes["answers"].hash == file_hash(project / "runs/answers/adapters.safetensors")
     assert nodes["fused"].hash == model_hash(project / "exports/fused")
+    assert nodes["a.gguf"].hash == file_hash(project / "exports/a.gguf")
     assert nodes["tiny"].hash == read_record(project / "runs/notes")["lineage"]["model"]["hash"]
     names = [Path(node.name).name for node in branch([root], project / "runs/answers").walk()]
     assert names == ["tiny", "notes", "answers", "fused", "a.gguf"]
+
+
+def test_a_file_that_changed_since_it_was_verified_is_told(project):
+    file, report = project / "exports/a.gguf", project / "exports/a.report.json"
+    report.write_text(json.dumps({"passed": True, "quant": "f16", "sha256": file_hash(file), "lineage": read_origin(file)}))
+
+    def node():
+        return next(one for root in lineage_tree(project / "runs", [project]) for one in root.walk() if one.path == str(file))
+
+    assert (node().hash, node().note) == (file_hash(file), "f16, verified")
+    file.write_bytes(file.read_bytes() + b"more")
+    os.utime(file, (time.time() + 5,) * 2)
+    assert (node().hash, node().note) == (file_hash(file), "f16, verified, changed since")
 
 
 def test_a_parent_that_changed_or_is_gone_is_told(project):
