@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ORIGIN = "mlxforge.json"
 BESIDE, REPORT = ".origin.json", ".report.json"  # of a GGUF file
+PARTS = {"kind": str, "model": dict, "run": dict, "adapters": list}
 
 
 def origin_of(base: Base, path: Path, kind: str) -> dict[str, Any]:
@@ -71,4 +72,6 @@ def _read(file: Path) -> dict[str, Any]:
         found, created = json.loads(file.read_bytes()), file.stat().st_mtime
     except (OSError, ValueError):
         return {}
-    return {"created": created, **found} if isinstance(found, dict) else {}
+    if not isinstance(found, dict) or any(not isinstance(found.get(key) or kind(), kind) for key, kind in PARTS.items()):
+        return {}
+    return {"created": created, **found}

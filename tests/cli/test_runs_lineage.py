@@ -106,6 +106,15 @@ def test_a_file_that_changed_since_it_was_verified_is_told(project):
     assert (node().hash, node().note) == (file_hash(file), "f16, verified, changed since")
 
 
+@pytest.mark.parametrize(
+    "said", [[], 3, {"kind": 7}, {"model": []}, {"run": "x"}, {"adapters": {"a": 1}}, {"model": None, "run": 0}]
+)
+def test_a_record_of_a_result_that_is_none_says_nothing(project, said):
+    (project / "exports/fused/mlxforge.json").write_text(json.dumps(said))
+    assert "fused" in {Path(node.name).name for root in lineage_tree(project / "runs", [project]) for node in root.walk()}
+    assert call(models, "list", "--no-hub").exit_code == 0
+
+
 def test_a_parent_that_changed_or_is_gone_is_told(project):
     shutil.copy(project / "runs/notes/checkpoints/step-000001/adapters.safetensors", project / "runs/notes")
     notes = {Path(node.name).name: node.note for root in lineage_tree(project / "runs", [project]) for node in root.walk()}
