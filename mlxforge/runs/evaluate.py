@@ -10,7 +10,7 @@ from typing import Any
 from mlxforge.core.errors import Interrupted
 from mlxforge.core.events import Emit, Noted, Progress, ignore
 from mlxforge.core.files import bytes_hash
-from mlxforge.evals.graded import Answer, Graded, Likelihood, Timing
+from mlxforge.evals.graded import Answer, Graded, Likelihood
 from mlxforge.evals.report import Report
 from mlxforge.runs.eval_figures import finish, passage_gains
 from mlxforge.runs.eval_job import EvalSettings, Job, output_folder, prepare
@@ -224,7 +224,7 @@ def _time(job: Job, subject: Subject, one: EvalSet, graded: list[Graded]) -> Non
     task = f"{subject.info.label}: {one.name}, one by one"
     for number, row in enumerate((*rows[:1], *rows)):
         assert row.prompt is not None
-        timing: Timing = subject.timed(row.prompt, job.settings.max_tokens)
-        if number:
+        timing = subject.timed(row.prompt, job.settings.max_tokens)
+        if number and timing is not None:
             graded[row.index] = replace(graded[row.index], timing=timing)
         job.emit(Progress(task=task, done=number + 1, total=len(rows) + 1, unit="prompts"))

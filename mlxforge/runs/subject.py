@@ -56,8 +56,8 @@ class Subject(Protocol):
         """How likely each answer is to its prompt, its end of turn among its tokens, with the place of the prompt."""
         ...
 
-    def timed(self, conversation: Chat, max_tokens: int) -> Timing:
-        """One answer alone: nothing is kept from earlier ones."""
+    def timed(self, conversation: Chat, max_tokens: int) -> Timing | None:
+        """One answer alone: nothing is kept from earlier ones. None for a conversation that fills the model's context."""
         ...
 
     def peak_memory(self) -> int | None:

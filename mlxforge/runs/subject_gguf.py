@@ -179,11 +179,14 @@ class GgufSubject:
         at, end = min(found)
         return behind[: at + len(end)]
 
-    def timed(self, conversation: Chat, max_tokens: int) -> Timing:
+    def timed(self, conversation: Chat, max_tokens: int) -> Timing | None:
         """See :class:`Subject`. Time to the first token is what llama.cpp says it took to read the prompt."""
         ids = self.llama.tokenize(self.prompt(conversation), special=True, bos=True)
+        room = min(max_tokens, CONTEXT - len(ids))
+        if room <= 0:
+            return None
         began = time.perf_counter()
-        made = self._complete(ids, min(max_tokens, CONTEXT - len(ids)), cache=False)
+        made = self._complete(ids, room, cache=False)
         total = time.perf_counter() - began
         return Timing(min(total, made["timings"]["prompt_ms"] / 1000), total, int(made["tokens_predicted"]))
 

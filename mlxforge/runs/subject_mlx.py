@@ -204,13 +204,16 @@ class MlxSubject:
         except BadRow as bad:
             raise DataError(f"row {index + 1}: {bad.reason}", where=self.info.label, fix=bad.fix) from bad
 
-    def timed(self, conversation: Chat, max_tokens: int) -> Timing:
+    def timed(self, conversation: Chat, max_tokens: int) -> Timing | None:
         """See :class:`Subject`."""
         from mlxforge.models.streaming import Sampling
         from mlxforge.runs.talk import reply_to_chat
 
+        prompt = self.prompt(conversation)
+        if self.limit is not None and len(prompt) >= self.limit:
+            return None
         reply = reply_to_chat(self.opened, conversation.messages, Sampling(max_tokens), thinking=self.thinking)
-        reply.prompt = self.prompt(conversation)
+        reply.prompt = prompt
         began = time.perf_counter()
         for _ in reply:
             pass

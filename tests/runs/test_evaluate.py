@@ -148,6 +148,14 @@ def test_a_prompt_that_fills_the_context_has_an_empty_answer(subject):
     assert (place, found.text, found.finish, found.tokens) == (0, "", "length", 0)
 
 
+def test_a_prompt_that_fills_the_context_stops_no_evaluation(tmp_path):
+    """Its answer counts as wrong, and it has no latency."""
+    turns = ([{"role": "user", "content": text}, TURNS[1]] for text in ("word " * 4000, "Hm?", "Hm hm?"))
+    file = rows_file(tmp_path / "a.jsonl", *({"messages": turn} for turn in turns))
+    figures = evaluate(settings(tmp_path, data=[file], latency_prompts=2)).results["tiny"]["a"]
+    assert (figures["stop_rate"].n, figures["latency_p50"].n) == (3, 1)
+
+
 # Choices and pairs
 
 
