@@ -26,7 +26,7 @@ from mlxforge.data.speakers import SpeakerSettings
 from mlxforge.knowledge.commands.from_click import from_click, merged
 from mlxforge.knowledge.commands.reader import read_schema, to_yaml
 from mlxforge.knowledge.commands.schema import Argument
-from mlxforge.runs.project import STAGE_SETTINGS, GateSettings, ProjectSettings
+from mlxforge.runs.stage_settings import STAGE_SETTINGS, GateSettings, ProjectSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

@@ -106,7 +106,7 @@ def _run(found: Pipeline, mode: Any, out: Any) -> Summary:
     from mlxforge.core.events import Control
     from mlxforge.runs.pipeline import run
     from mlxforge.runs.pipeline_report import summarise
-    from mlxforge.runs.project import TRAINING
+    from mlxforge.runs.stage_settings import TRAINING
 
     @contextmanager
     def shown(step: Step, states: dict[str, str]) -> Iterator[tuple[Emit, Control]]:
@@ -126,7 +126,7 @@ def _screen(
     stage: str, states: Mapping[str, str], control: Control, mode: Any, out: Any, *, watching: bool = False
 ) -> Iterator[Emit]:
     """What shows a stage: the dashboard of training with the line of all stages above, else that line and bars or lines."""
-    from mlxforge.runs.project import TRAINING
+    from mlxforge.runs.stage_settings import TRAINING
     from mlxforge.ui.bars import bars
     from mlxforge.ui.listen import can_draw, listeners
     from mlxforge.ui.panels import stages

@@ -22,7 +22,8 @@ from mlxforge.runs.pipeline_gains import summed_up
 from mlxforge.runs.pipeline_order import Made, Road, Step
 from mlxforge.runs.pipeline_state import DONE, FOLDER, MISSING, RUNNING, Record, differences, finished, key_of
 from mlxforge.runs.pipeline_train import free_run
-from mlxforge.runs.project import TRAINING, Project, find_project, read_project
+from mlxforge.runs.project import Project, find_project, read_project
+from mlxforge.runs.stage_settings import TRAINING
 from mlxforge.runs.stages import STAGES
 
 # Opens what shows one step, and yields its listener and what a user asks of it.

@@ -13,7 +13,7 @@ from mlxforge.runs.pipeline_checks import missing
 from mlxforge.runs.pipeline_order import BASE, Made, Road, Step, compared
 from mlxforge.runs.pipeline_state import Record
 from mlxforge.runs.pipeline_train import job_of
-from mlxforge.runs.project import TRAINING
+from mlxforge.runs.stage_settings import TRAINING
 from mlxforge.runs.text import expand
 
 COMPARED = (*TRAINING, "fuse", "export")

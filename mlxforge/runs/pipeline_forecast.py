@@ -19,7 +19,7 @@ from mlxforge.evals.road import Forecast
 from mlxforge.runs.pipeline import Pipeline
 from mlxforge.runs.pipeline_order import Road, Step
 from mlxforge.runs.pipeline_train import job_of
-from mlxforge.runs.project import TRAINING
+from mlxforge.runs.stage_settings import TRAINING
 from mlxforge.runs.text import expand
 
 HALF = 2  # bytes of a parameter in a fused model or an f16 file

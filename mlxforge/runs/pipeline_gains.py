@@ -8,7 +8,7 @@ from typing import Any
 
 from mlxforge.evals.road import Gain
 from mlxforge.runs.pipeline_order import Step
-from mlxforge.runs.project import TRAINING
+from mlxforge.runs.stage_settings import TRAINING
 
 
 def summed_up(step: Step, result: Mapping[str, Any]) -> str:

@@ -14,7 +14,8 @@ from mlxforge.core.files import bytes_hash
 from mlxforge.core.settings import Settings
 from mlxforge.data.sources import HUB, parse_spec
 from mlxforge.runs.pipeline_state import MISSING, Ledger, Record
-from mlxforge.runs.project import ELSEWHERE, TRAINING, Project
+from mlxforge.runs.project import ELSEWHERE, Project
+from mlxforge.runs.stage_settings import TRAINING
 from mlxforge.runs.text import RUN, expand
 
 BASE = "base"

@@ -20,7 +20,7 @@ from mlxforge.runs.pipeline_eval import report_folder
 from mlxforge.runs.pipeline_gains import gains, made_of, tokens_of
 from mlxforge.runs.pipeline_order import Road, Step
 from mlxforge.runs.pipeline_state import DONE, Record
-from mlxforge.runs.project import TRAINING
+from mlxforge.runs.stage_settings import TRAINING
 
 
 def summarise(pipeline: Pipeline) -> Summary:

@@ -16,8 +16,8 @@ from mlxforge.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from mlxforge.runs.pipeline_checks import check_model, missing, told
 from mlxforge.runs.pipeline_order import Made, Road, Step
 from mlxforge.runs.pipeline_state import Record
-from mlxforge.runs.project import PREFERENCES
 from mlxforge.runs.record import RECORD, read_record
+from mlxforge.runs.stage_settings import PREFERENCES
 
 READ = ("data", "valid", "retention", "replay", "task", "chat_replay")
 # Where the data of a stage comes from if it names none.

@@ -16,7 +16,7 @@ from mlxforge.runs.pipeline_eval import check_eval, eval_makes, eval_reads, run_
 from mlxforge.runs.pipeline_order import Made, Road, Stage, Step
 from mlxforge.runs.pipeline_state import Record
 from mlxforge.runs.pipeline_synth import PAIRS, SYNTH
-from mlxforge.runs.project import TRAINING
+from mlxforge.runs.stage_settings import TRAINING
 from mlxforge.runs.text import expand
 
 if TYPE_CHECKING:

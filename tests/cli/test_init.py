@@ -11,7 +11,8 @@ from mlxforge import CptConfig, SftConfig, train
 from mlxforge.cli.main import run
 from mlxforge.core.settings import LoraSettings
 from mlxforge.runs.pipeline_order import Road
-from mlxforge.runs.project import STAGE_SETTINGS, read_project
+from mlxforge.runs.project import read_project
+from mlxforge.runs.stage_settings import STAGE_SETTINGS
 from mlxforge.runs.stages import STAGES
 
 FOLDERS = ["configs", "data", "documents", "exports", "runs"]
