@@ -48,11 +48,6 @@ class Overheard(io.TextIOBase):
         self._begun = self._begun.rsplit("\r", 1)[-1]
         return len(text)
 
-    def close_line(self) -> None:
-        """Ends a line that was begun."""
-        if self._begun:
-            self.write("\n")
-
 
 def recall(resumed: ev.RunStarted) -> State:
     """What a resumed run said in its earlier sittings, from its own log: its curves begin at its beginning."""
