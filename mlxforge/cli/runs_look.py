@@ -130,11 +130,16 @@ def watch(run: str, runs_dir: Path, mode: str | None) -> None:
         return
     if project is not None and run != "last":
         run, runs_dir = "last", runs_of(project)
+    from mlxforge.core.errors import RunError
     from mlxforge.core.eventlog import EVENTS, replay
     from mlxforge.core.events import Control
-    from mlxforge.runs.record import find_run, is_live
+    from mlxforge.runs.record import find_run, is_live, list_runs
     from mlxforge.ui.listen import can_draw, listeners
 
+    if project is not None and not list_runs(runs_dir):
+        raise RunError(
+            "no pipeline is at work here, and no run has begun", where=str(project), fix="mlxforge pipeline begins it"
+        )
     path = find_run(run, runs_dir)
     log, control = path / EVENTS, Control()
     if mode is None and can_draw(sys.stdout) and not is_live(path):

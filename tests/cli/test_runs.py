@@ -91,6 +91,13 @@ def test_a_checkpoint_where_a_run_is_wanted_is_told(folder, verb) -> None:
     assert "demo@best: a checkpoint, and this takes whole runs (give 'demo')" in str(done.exception)
 
 
+def test_a_project_where_nothing_has_begun_is_told(tmp_path, monkeypatch) -> None:
+    (tmp_path / "forge.yaml").write_text("ingest: {documents: [d]}\n")
+    monkeypatch.chdir(tmp_path)
+    for words in (("watch",), ("watch", tmp_path)):
+        assert "no run has begun" in str(call(*words).exception)
+
+
 def test_an_empty_name_to_watch_is_no_project(tmp_path, monkeypatch) -> None:
     (tmp_path / "forge.yaml").write_text("model: tiny\n")
     monkeypatch.chdir(tmp_path)
