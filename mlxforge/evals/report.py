@@ -60,7 +60,10 @@ class Test(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What was evaluated. ``kind`` is base, run, adapter, fused, gguf; ``stage`` is an objective, fused, gguf or base."""
+    """What was evaluated. ``kind`` is base, run, adapter, fused, gguf; ``stage`` is an objective, fused, gguf or base.
+
+    ``path`` is that of the weights on top, ``hash`` of all weights, ``size`` the bytes of their files, ``run`` a run's name.
+    """
 
     label: str
     name: str

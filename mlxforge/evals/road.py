@@ -60,7 +60,10 @@ class Outcome(msgspec.Struct, kw_only=True):
 
 
 class Summary(msgspec.Struct, kw_only=True):
-    """The whole pipeline. ``report`` is the page of eval; ``ships`` is None where nothing was required of it."""
+    """The whole pipeline, in seconds, bytes and US dollars; ``peak_memory`` is the most of all stages.
+
+    ``report`` is the page of eval; ``ships`` is None where nothing was required of it; ``gate`` is as in ``gate.json``.
+    """
 
     project: str
     stages: list[Outcome]

@@ -29,7 +29,7 @@ def passages(text: str) -> list[str]:
 
 @dataclass
 class Sums:
-    """A document under way: the passage of each target, minus log-probabilities so far, and windows that are still out."""
+    """A document under way: the passage of each target, minus log-probabilities (nats) so far, windows that are still out."""
 
     owner: npt.NDArray[np.int64]  # (targets,)
     nats: npt.NDArray[np.float64]  # (passages,)

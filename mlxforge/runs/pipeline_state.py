@@ -32,6 +32,7 @@ class Record(msgspec.Struct, kw_only=True):
         status: 'running' from its start until it is 'done'.
         run: name of its run, where it trains.
         outputs: path -> hash of what it made; paths are as seen from the project's folder.
+        seconds, peak_memory: of all its sittings, and bytes that MLX held in the last; started, ended: seconds since the epoch.
         result: what it came to, as its own command tells it with ``--json``; until it is done what it came to before.
     """
 

@@ -128,6 +128,7 @@ class Sweep:
         raise AssertionError  # count does not end
 
     def read(self, path: Path) -> Tried:
+        """A trial as its run at ``path`` tells it."""
         record, kept = read_record(path), read_config(path)
         config = from_dict(type(self.config), kept, where=str(path))
         result = record.get("result") or {}
