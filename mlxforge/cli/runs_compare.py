@@ -39,7 +39,7 @@ def compare(names: tuple[str, ...], runs_dir: Path, picture: Path | None, as_jso
     from mlxforge.ui.console import console
 
     out = console()
-    for part in tables(found):
+    for part in tables(found, out.width):
         out.print(part)
     if sys.stdout.isatty():
         for part in curves(found, out.width):

@@ -21,6 +21,7 @@ COLOURS = ("#4aa8ff", "#e8930c", "#41c98e", "#c23fb4", "#d6453d", "#8a6fe8", "#b
 GOOD = "bold #41c98e"
 TITLES = {"train": "training loss, smoothed", "valid": "validation loss"}
 LONG = 40  # letters of a setting
+NARROW = 14  # columns of a run with the space before it: what is wider may fold, figures do not
 # Figures that are not plain numbers, by the last part of their name.
 SHOWN = {"peak_memory_bytes": size, "steps": lambda value: f"{value:,.0f}", "step": lambda value: f"{value:,.0f}",
          "trained_tokens": count, "skipped_updates": lambda value: f"{value:,.0f}", "tokens_per_second": count}  # fmt: skip
@@ -31,15 +32,18 @@ def colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def tables(found: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """The tables of :func:`mlxforge.runs.comparison.compare_runs`: figures, settings and data."""
+def tables(found: Mapping[str, Any], width: int) -> Iterator[RenderableType]:
+    """The tables of :func:`mlxforge.runs.comparison.compare_runs`: figures, settings and data.
+
+    Runs that have no room side by side stand below each other.
+    """
     runs = found["runs"]
-    yield _table(runs, "figure", [*_heads(runs), *(_figure(key, row) for key, row in found["figures"].items())])
+    yield from _tables(runs, "figure", [*_heads(runs), *(_figure(key, row) for key, row in found["figures"].items())], width)
     settings = [[key, *(_setting(key, value) for value in values)] for key, values in found["settings"].items()]
     data = [[f"{part} (content)", *((value or NONE)[:10] for value in values)] for part, values in found["data"].items()]
     if rows := settings + data:
         yield Text("\nsettings and data that differ", "bold")
-        yield _table(runs, "setting", rows)
+        yield from _tables(runs, "setting", rows, width)
     else:
         yield Text("\nno setting and no data differ")
     for note in found["notes"]:
@@ -95,14 +99,24 @@ def _lines(found: Mapping[str, Any], kind: str) -> Iterator[tuple[list[float], l
         yield xs, smooth(ys) if kind == "train" and ys else ys
 
 
-def _table(runs: Sequence[Mapping[str, Any]], title: str, rows: Sequence[Sequence[Any]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column(title, overflow="fold")
-    for index, run in enumerate(runs):
-        table.add_column(Text(one_line(run["name"]), colour(index)), justify="right", overflow="fold")
-    for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text(one_line(str(cell))) for cell in row))
-    return table
+def _tables(runs: Sequence[Mapping[str, Any]], title: str, rows: Sequence[Sequence[Any]], width: int) -> Iterator[Table]:
+    """A table of all runs, or several of as many as stand side by side."""
+    heads = [title, *(Text(one_line(run["name"]), colour(index)) for index, run in enumerate(runs))]
+    lines = [[cell if isinstance(cell, Text) else Text(one_line(str(cell))) for cell in row] for row in (heads, *rows)]
+    first, *widths = (max(cell.cell_len for cell in cells) + 2 for cells in zip(*lines, strict=True))
+    widths = [min(one, NARROW) for one in widths]
+    begin = 0
+    while begin < len(runs):
+        end = begin + 1
+        while end < len(runs) and first + sum(widths[begin : end + 1]) - 2 <= width:
+            end += 1
+        table = Table(box=None, pad_edge=False)
+        for place, head in enumerate([lines[0][0], *lines[0][1 + begin : 1 + end]]):
+            table.add_column(head, justify="right" if place else "left", overflow="fold")
+        for line in lines[1:]:
+            table.add_row(line[0], *line[1 + begin : 1 + end])
+        yield table
+        begin = end
 
 
 def _heads(runs: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:

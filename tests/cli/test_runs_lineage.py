@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from mlxforge import Control, CptConfig, SftConfig, train
 from mlxforge.cli.models import models
@@ -27,6 +29,7 @@ from mlxforge.runs.lineage import branch, lineage_tree
 from mlxforge.runs.opening import resolve_base
 from mlxforge.runs.origin import read_origin
 from mlxforge.runs.record import read_record, write_record
+from mlxforge.ui.comparison import tables
 
 SMALL = {"max_length": 64, "batch_tokens": 256, "learning_rate": 3e-3, "sample_tokens": 0, "warmup": 0, "valid_split": 0.2,
          "lora": {"rank": 2}, "keep": 5, "save_every": 1, "eval_every": 1, "steps": 3}  # fmt: skip
@@ -180,6 +183,18 @@ def test_compare_on_the_command_line(project):
     assert "learning_rate" in done.stdout
     assert "<svg" in (project / "both.svg").read_text()
     assert json.loads(call(command, "compare", "answers", "formal", "--json").stdout)["runs"][1]["name"] == "formal"
+
+
+def test_figures_of_many_runs_are_not_broken_over_lines():
+    names, losses = [f"sweep-t{number:02}" for number in range(12)], [1000.5 + number for number in range(12)]
+    found = {"runs": [{"name": name} for name in names], "figures": {"valid.loss": {"values": losses, "better": "lower"}}}
+    for width in (20, 80, 200):
+        out = Console(width=width, file=io.StringIO())
+        for part in tables(found | {"settings": {}, "data": {}, "notes": []}, width):
+            out.print(part)
+        text = out.file.getvalue()
+        assert all(name in text for name in names)
+        assert all(f"{loss:,.0f}" in text for loss in losses)
 
 
 def test_a_run_that_others_need_is_not_removed(project):
