@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from mlxforge.core.errors import DataError
+from mlxforge.core.units import clock, dollars
 from mlxforge.evals.checks import Check, Verdict
 from mlxforge.evals.figures import number, signed, spread
 from mlxforge.evals.report import ROAD, VERDICT
@@ -64,11 +65,11 @@ def stage_cells(one: Outcome) -> tuple[str, ...]:
         one.stage,
         one.made or one.status,
         "; ".join(map(_gain, one.gains)),
-        seconds(one.seconds) if one.seconds else "",
+        clock(one.seconds) if one.seconds else "",
         f"{one.tokens:,}" if one.tokens else "",
         number(one.peak_memory, "bytes") if one.peak_memory else "",
         number(one.disk, "bytes") if one.disk else "",
-        f"${one.cost:.2f}" if one.cost else "",
+        dollars(one.cost) if one.cost else "",
     )
 
 
@@ -90,14 +91,7 @@ def sum_cells(road: Summary) -> tuple[str, ...]:
 
 def _gain(one: Gain) -> str:
     shown = [f"{value:.1%}" if one.share else number(value) for value in (one.before, one.after) if value is not None]
-    return f"{one.name} {' → '.join(shown)}"
-
-
-def seconds(time: float) -> str:
-    """``0:07``, ``12:34``, ``1:02:03``."""
-    whole = round(time)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{one.name.replace('_', ' ')} {' → '.join(shown)}"
 
 
 def stages(road: Summary) -> Iterator[tuple[str, ...]]:

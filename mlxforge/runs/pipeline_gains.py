@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mlxforge.core.units import size
 from mlxforge.evals.road import Gain
 from mlxforge.runs.pipeline_order import Step
 from mlxforge.runs.stage_settings import TRAINING
@@ -66,7 +67,7 @@ MADE: dict[str, Any] = {
     "synth": _rows,
     "pairs": lambda result: f"{result['pairs']:,} pairs",
     "eval": lambda result: f"{len(result['models'])} models compared",
-    "fuse": lambda result: f"{result['bytes'] / 1e6:,.1f} MB",
-    "export": lambda result: ", ".join(f"{Path(file['file']).name} {file['bytes'] / 1e6:,.1f} MB" for file in result["files"]),
+    "fuse": lambda result: size(result["bytes"]),
+    "export": lambda result: ", ".join(f"{Path(file['file']).name} {size(file['bytes'])}" for file in result["files"]),
     "verify": lambda result: f"{sum(file['checks'] for file in result['files'])} checks passed",
 }

@@ -86,7 +86,7 @@ def _forecast(one: Forecast) -> dict[str, str]:
         "time": about + units.clock(one.seconds) if one.seconds is not None else "",
         "memory": about + units.size(one.memory) if one.memory is not None else "",
         "disk": units.size(one.disk) if one.disk is not None else "",
-        "cost": _dollars(one.cost) if one.cost is not None else "",
+        "cost": units.dollars(one.cost) if one.cost is not None else "",
     }
 
 
@@ -96,14 +96,10 @@ def _total(all_of: Sequence[Forecast]) -> dict[str, str]:
         sum(getattr(one, key) or 0 for one in all_of) for key in ("tokens", "seconds", "disk", "cost")
     )
     memory = max((one.memory or 0 for one in all_of), default=0)
-    shown = ((units.count, tokens), (units.clock, seconds), (units.size, memory), (units.size, disk), (_dollars, cost))
+    shown = ((units.count, tokens), (units.clock, seconds), (units.size, memory), (units.size, disk), (units.dollars, cost))
     about = "~" if any(one.rough for one in all_of) else ""
     words = [(about if write in (units.count, units.clock) else "") + write(value) if value else "" for write, value in shown]
     return dict(zip(("tokens", "time", "memory", "disk", "cost"), words, strict=True))
-
-
-def _dollars(value: float) -> str:
-    return f"${value:.2f}" if value >= 0.01 else "under $0.01"
 
 
 def show_summary(summary: Summary, out: Console) -> None:
@@ -116,7 +112,7 @@ def show_summary(summary: Summary, out: Console) -> None:
     for one in summary.stages:
         table.add_row(*_outcome(one))
     table.add_section()
-    cost = f"${summary.cost:.4f}" if summary.cost else ""
+    cost = units.dollars(summary.cost) if summary.cost else ""
     peak = units.size(summary.peak_memory)
     table.add_row("all", units.clock(summary.seconds), units.count(summary.tokens), peak, units.size(summary.disk), cost)
     out.print(table)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+from mlxforge.core.units import NONE as NONE
+from mlxforge.core.units import clock as clock
+from mlxforge.core.units import dollars as dollars
 from mlxforge.core.units import size as size
-
-NONE = "–"
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -36,17 +37,6 @@ def count(value: float) -> str:
         if value >= unit:
             return f"{number(value / (1e3 if letter == 'k' else unit), 3)} {letter}"
     return f"{value:,.0f}"
-
-
-def clock(seconds: float | None) -> str:
-    """A length of time: 0:07, 12:34, 1:02:03, 2d 03:04."""
-    if seconds is None or not math.isfinite(seconds):
-        return NONE
-    whole = max(0, int(seconds))
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    if hours >= 24:
-        return f"{hours // 24}d {hours % 24:02}:{minutes:02}"
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def model_name(model: str) -> str:
