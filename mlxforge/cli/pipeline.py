@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -79,7 +80,7 @@ def _wanted(found: Pipeline, yes: bool, asks: bool) -> bool:
         return True
     if asks:
         return click.confirm("Go on?", default=True)
-    line = " ".join(["mlxforge", *sys.argv[1:], "--yes"])
+    line = shlex.join(["mlxforge", *sys.argv[1:], "--yes"])
     raise ConfigError(f"{len(found.work)} stages are to be done, and nobody is there to ask", fix=f"to do them: {line}")
 
 
@@ -160,11 +161,11 @@ def _next(found: Pipeline, summary: Summary) -> list[str]:
     last = next((step for step in reversed(found.road.steps) if step.stage in ("fuse", "export")), None)
     commands = []
     if last is not None and last.stage == "fuse":
-        commands.append(f"mlxforge chat --model {found.road.table['fuse'].makes(found.road, last)[0]}")
+        commands.append(shlex.join(["mlxforge", "chat", "--model", str(found.road.table["fuse"].makes(found.road, last)[0])]))
     elif last is not None:
-        commands.append(f"llama-cli -m {found.road.table['export'].makes(found.road, last)[0]}")
+        commands.append(shlex.join(["llama-cli", "-m", str(found.road.table["export"].makes(found.road, last)[0])]))
     if summary.ships is False and summary.report:
-        commands.append(f"open {summary.report}")
+        commands.append(shlex.join(["open", summary.report]))
     return commands
 
 

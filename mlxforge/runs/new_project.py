@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -90,7 +91,8 @@ def new_project(
     file = folder / FILE
     stages = re.findall(r"^([a-z]+):(?:\s+#.*)?$", text, re.MULTILINE)
     fill = [] if example or from_run else [f"put your documents into {folder / 'documents'}"]
-    steps = [*fill, f"mlxforge pipeline {folder} --dry-run", f"mlxforge pipeline {folder}"]
+    command = f"mlxforge pipeline {shlex.quote(str(folder))}"
+    steps = [*fill, f"{command} --dry-run", command]
     return {"project": str(folder), "file": str(file), "stages": stages, "next": steps}
 
 

@@ -143,7 +143,7 @@ def _not_done(road: Road, planned: Sequence[Planned]) -> Iterator[str]:
             record = road.ledger.read(need.name)
             if need in left and (record is None or record.status != DONE or road.ledger.unchanged(record)):
                 state = "is not done" if record is None or record.status != DONE else road.ledger.unchanged(record)
-                yield f"{one.step.label} needs {need.label}, which {state} (mlxforge pipeline --only {need.label})"
+                yield f"{one.step.label} needs {need.label}, which {state} ({road.command('--only', need.label)})"
 
 
 def run(pipeline: Pipeline, shown: Shown) -> list[Record]:
@@ -245,9 +245,7 @@ def _end(road: Road, step: Step, record: Record, made: Made, began: float) -> No
 
 def again(road: Road) -> str:
     """The command that goes on."""
-    file = road.project.file
-    named = "" if file == Path(file.name) else f" {file}"
-    return f"the same command goes on: mlxforge pipeline{named}"
+    return f"the same command goes on: {road.command()}"
 
 
 def _reset_memory() -> None:

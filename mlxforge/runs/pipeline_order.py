@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,6 +101,12 @@ class Road:
 
     def _settings(self, stage: str, variant: str) -> Settings:
         return self.project.variants[variant] if stage == "sft" and variant else self.project.stages[stage]
+
+    def command(self, *words: str) -> str:
+        """The command line that works on this project."""
+        file = self.project.file
+        named = [] if file == Path(file.name) else [str(file)]
+        return shlex.join(["mlxforge", "pipeline", *named, *words])
 
     # Whose model a stage works on
 

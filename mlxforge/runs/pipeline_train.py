@@ -107,7 +107,7 @@ def _made(road: Road, step: Step, path: Path, result: dict[str, object]) -> Made
         folder = resolve_base(f"run:{path.resolve()}@last", road.project.runs_dir).adapter or path
     files = (folder / ADAPTER_WEIGHTS, folder / ADAPTER_CONFIG)
     if not files[0].is_file():
-        raise RunFailed("the run has no adapter", where=str(path), fix=f"mlxforge pipeline --only {step.label}")
+        raise RunFailed("the run has no adapter", where=str(path), fix=road.command("--only", step.label))
     return Made(json.loads(json.dumps(result)), files)
 
 

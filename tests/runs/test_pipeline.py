@@ -180,12 +180,12 @@ def test_only_does_one_stage_and_from_does_those_after_it(project):
 
 
 def test_a_stage_whose_base_is_not_done_names_the_command_that_makes_it(documents, tmp_path):
-    folder = write_project(tmp_path / "p", documents)
+    folder = write_project(tmp_path / "my project", documents)
     with pytest.raises(ConfigError) as caught:
         open_pipeline(folder, None, "sft")
     assert str(caught.value).splitlines() == [
-        "sft needs cpt, which is not done (mlxforge pipeline --only cpt)",
-        "sft needs synth, which is not done (mlxforge pipeline --only synth)",
+        f"sft needs cpt, which is not done (mlxforge pipeline '{folder}/forge.yaml' --only cpt)",
+        f"sft needs synth, which is not done (mlxforge pipeline '{folder}/forge.yaml' --only synth)",
     ]
 
 
