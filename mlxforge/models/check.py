@@ -114,6 +114,15 @@ def model_hash(path: Path) -> str:
     return bytes_hash(config, *(part for shard in shards for part in sampled(shard)))
 
 
+def written_at(path: Path) -> str:
+    """When weights were last written that :func:`model_hash` only samples; empty where it reads them whole.
+
+    A merged adapter may change few tensors, all of them between the samples.
+    """
+    known = [shard.stat() for shard in weight_files(path)]
+    return " ".join(str(one.st_mtime_ns) for one in known) if sum(one.st_size for one in known) > HASH_WHOLE else ""
+
+
 def sampled(file: Path) -> Iterator[bytes | str]:
     """A file's name and size, its header, and blocks spread evenly from the header's end to the file's."""
     size = file.stat().st_size

@@ -80,8 +80,11 @@ class MlxSubject:
         """See :class:`Subject`."""
         from importlib.metadata import version
 
-        template = self.opened.template
-        return [self.encoder.key, template.key if template else "", self.opened.loaded.dtype, version("mlx"), version("mlx-lm")]
+        from mlxforge.models.check import written_at
+
+        template, loaded = self.opened.template, self.opened.loaded
+        programs = loaded.dtype, version("mlx"), version("mlx-lm"), written_at(loaded.path)
+        return [self.encoder.key, template.key if template else "", *programs]
 
     @property
     def notes(self) -> list[str]:

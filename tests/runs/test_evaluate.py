@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import mlx.core as mx
 import pytest
@@ -306,6 +307,24 @@ def test_what_was_answered_is_not_asked_again_after_a_stop(tmp_path):
     heard = []
     evaluate(settings(tmp_path, data=asked.data, limit=5, max_tokens=3, metrics=["f1"]), heard.append)
     assert not any("answered before" in event.message for event in heard if isinstance(event, Noted))
+
+
+def test_large_models_that_differ_where_their_hash_does_not_look_share_no_answers(tmp_path, monkeypatch):
+    """Two fused models: the same header, size and sampled blocks, other weights between them."""
+    for name, given in {"HASH_WHOLE": 0, "HASH_BLOCK": 64, "HASH_BLOCKS": 2}.items():
+        monkeypatch.setattr(f"mlxforge.models.check.{name}", given)
+    found = []
+    for name in ("one", "two"):
+        shutil.copytree(resolve_model("tiny"), tmp_path / name)
+        if found:
+            with open(tmp_path / name / "model.safetensors", "r+b") as weights:
+                weights.seek(2_000_000)
+                weights.write(bytes(400_000))
+        job = settings(tmp_path, models=[str(tmp_path / name)], data=["sample:general/retention.txt"], limit=2)
+        report = evaluate(job)
+        found.append((report.models[0].hash, report.results[name]["retention"]["bpb"].value))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] != found[1][1]
 
 
 def test_a_line_that_broke_off_does_not_take_the_next_one_with_it():
