@@ -92,10 +92,10 @@ def _save(file: Path, reference: Any) -> None:
 
 def numbers_of(path: Path, adapters: Sequence[Path | None], dtype: str) -> list[str]:
     """What decides the numbers of a model with the adapters that it has, each with its scale."""
-    from mlxforge.models.load import model_hash
+    from mlxforge.models.check import model_hash, written_at
 
     files = [file for folder in adapters if folder for file in (adapter_file(folder), folder / ADAPTER_CONFIG)]
-    return [model_hash(path), *map(file_hash, files), dtype]
+    return [model_hash(path), *filter(None, [written_at(path)]), *map(file_hash, files), dtype]
 
 
 def other_reference(settings: TrainSettings, sets: Mapping[str, PairSet], tokenizer: Any, emit: Emit, *, take: bool) -> None:

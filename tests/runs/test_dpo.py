@@ -16,8 +16,10 @@ from mlxforge.core.config import from_dict
 from mlxforge.core.errors import ConfigError, DataError, MlxforgeError
 from mlxforge.core.events import Evaluated, Noted, Progress, RunStarted, Sampled, StepDone, Warned
 from mlxforge.core.files import cache_dir
+from mlxforge.models.check import model_hash
 from mlxforge.models.render import locked_thinking
 from mlxforge.models.tiny import make_tiny
+from mlxforge.runs.reference import numbers_of
 from mlxforge.runs.watch import Watch
 
 SMALL = {"max_length": 96, "batch_tokens": 512, "learning_rate": 3e-3, "sample_tokens": 4, "warmup": 0,
@@ -131,6 +133,20 @@ def test_the_reference_is_taken_once_and_kept(data, tmp_path):
     assert abs(steps(events)[0].loss - math.log(2)) > 0.05, "a wrong reference shows in the first loss"
     for file in kept:
         file.unlink()
+
+
+def test_references_of_two_merged_models_are_not_confused(tmp_path, monkeypatch):
+    """Over 64 MB a hash only samples: weights that differ between the samples are still another reference."""
+    for name, given in {"HASH_WHOLE": 0, "HASH_BLOCK": 64, "HASH_BLOCKS": 2}.items():
+        monkeypatch.setattr(f"mlxforge.models.check.{name}", given)
+    one = make_tiny("llama3", tmp_path / "one")
+    two = shutil.copytree(one, tmp_path / "two")
+    assert numbers_of(one, [], "float32") == numbers_of(two, [], "float32")
+    with open(two / "model.safetensors", "r+b") as weights:
+        weights.seek(weights.seek(0, 2) // 2)
+        weights.write(bytes(64))
+    assert model_hash(one) == model_hash(two)
+    assert numbers_of(one, [], "float32") != numbers_of(two, [], "float32")
 
 
 def test_another_reference(data, tmp_path):
