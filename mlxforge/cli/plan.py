@@ -9,7 +9,7 @@ import click
 
 from mlxforge.cli.options import config_from, setting_options
 from mlxforge.cli.training import PLANNING, show_plan
-from mlxforge.core.settings import OBJECTIVES
+from mlxforge.core.settings import CONFIGS
 
 
 class Objectives(click.Group):
@@ -17,24 +17,24 @@ class Objectives(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """The objectives in the order of the table."""
-        return list(OBJECTIVES)
+        return list(CONFIGS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         """The command over the objective's settings."""
-        return _command(cmd_name) if cmd_name in OBJECTIVES else None
+        return _command(cmd_name) if cmd_name in CONFIGS else None
 
 
 def _command(objective: str) -> click.Command:
     def command(
         file: Path | None, assignments: tuple[str, ...], probe: bool, memory: str | None, as_json: bool, **flags: Any
     ) -> None:
-        show_plan(config_from(OBJECTIVES[objective], file, assignments, flags), probe, memory, as_json)
+        show_plan(config_from(CONFIGS[objective], file, assignments, flags), probe, memory, as_json)
 
     callback: Any = command
     for option in reversed((*PLANNING, click.option("--json", "as_json", is_flag=True, help="One JSON object."))):
         callback = option(callback)
     text = f"Plan a run of {objective}: takes all settings of 'mlxforge {objective}'."
-    return click.command(objective, help=text)(setting_options(OBJECTIVES[objective])(callback))
+    return click.command(objective, help=text)(setting_options(CONFIGS[objective])(callback))
 
 
 @click.group(cls=Objectives)

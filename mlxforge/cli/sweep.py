@@ -26,14 +26,14 @@ def settings_of(objective: str | None, file: Path | None, assignments: tuple[str
     """The objective, and its settings by file and ``--set``; ``named`` ones count where they are not None."""
     from mlxforge.cli.options import config_from
     from mlxforge.core.config import yaml_layer
-    from mlxforge.core.settings import OBJECTIVES
+    from mlxforge.core.settings import CONFIGS
     from mlxforge.runs.record import objective_for
 
     if file is not None:
         yaml_layer(file)  # a file that is not there is told before its name is read
     found = objective_for(objective, file)
     flags = {f"setting__{key}": value for key, value in named.items() if value is not None}
-    return found, config_from(OBJECTIVES[found], file, assignments, flags)
+    return found, config_from(CONFIGS[found], file, assignments, flags)
 
 
 @click.command()

@@ -212,7 +212,7 @@ class KtoConfig(PreferenceSettings):
 
 
 # objective -> its settings
-OBJECTIVES: dict[str, type[TrainSettings]] = {
+CONFIGS: dict[str, type[TrainSettings]] = {
     "cpt": CptConfig,
     "sft": SftConfig,
     "dpo": DpoConfig,

@@ -8,7 +8,7 @@ from typing import Any
 
 from mlxforge.core.config import walk
 from mlxforge.core.errors import ConfigError
-from mlxforge.core.settings import OBJECTIVES, TrainSettings
+from mlxforge.core.settings import CONFIGS, TrainSettings
 from mlxforge.runs.cards import losses
 from mlxforge.runs.record import changed_settings, dotted_settings, find_run, read_config, read_record, status_of
 
@@ -75,7 +75,7 @@ def _settings(paths: Sequence[Path], records: Sequence[Mapping[str, Any]]) -> di
     sides, given = [], set()
     for path, record in zip(paths, records, strict=True):
         objective, kept = str(record.get("objective")), read_config(path)
-        defaults = {key: default for key, _, default in walk(OBJECTIVES.get(objective, TrainSettings))}
+        defaults = {key: default for key, _, default in walk(CONFIGS.get(objective, TrainSettings))}
         sides.append(defaults | dict(dotted_settings(kept, defaults)))
         given |= set(changed_settings(kept, objective))
     return {

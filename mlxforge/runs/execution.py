@@ -22,7 +22,7 @@ from mlxforge.core.errors import ConfigError, Interrupted, MlxforgeError, RunErr
 from mlxforge.core.eventlog import EventLog
 from mlxforge.core.events import Control, Emit, RunEnded, RunStarted, fan_out
 from mlxforge.core.files import file_hash, locked, new_directory
-from mlxforge.core.settings import OBJECTIVES, TrainSettings
+from mlxforge.core.settings import CONFIGS, TrainSettings
 from mlxforge.models.adapters import adapter_file
 from mlxforge.runs.advice import after_training
 from mlxforge.runs.record import CONFIG, EVENTS, LAST, RECORD, beside, find_run, write_record
@@ -133,7 +133,7 @@ def resumed(runs_dir: str, name: str, objective: str | None = None) -> tuple[Pat
         raise RunError(f"a run of {record.get('objective')}, not of {objective}", where=str(path), fix=fix)
     if record.get("status") == "finished":
         raise RunError("this run is finished", where=str(path), fix="start a new run, with more epochs perhaps")
-    settings = OBJECTIVES.get(str(record.get("objective")))
+    settings = CONFIGS.get(str(record.get("objective")))
     if settings is None:
         raise RunError(f"this mlxforge cannot train '{record.get('objective')}'", where=str(path), fix="upgrade mlxforge")
     kept = from_dict(settings, values, where=str(path / CONFIG))

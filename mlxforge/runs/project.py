@@ -10,7 +10,7 @@ from typing import Any
 
 from mlxforge.core.config import Layer, from_dict, group_of, resolve, struct_types, to_dict, walk, yaml_layer
 from mlxforge.core.errors import ConfigError, did_you_mean
-from mlxforge.core.settings import OBJECTIVES, Settings, TrainSettings
+from mlxforge.core.settings import CONFIGS, Settings, TrainSettings
 from mlxforge.runs.stage_settings import PREFERENCES, STAGE_SETTINGS, TRAINING, GateSettings, ProjectSettings
 
 FILE = "forge.yaml"
@@ -80,7 +80,7 @@ class Project:
     def job(self, stage: str, variant: str = "") -> TrainSettings:
         """The training job of a stage, its paths placed; the model, the name and data of other stages are still to come."""
         kept = to_dict(self.variants[variant] if variant else self.stages[stage])
-        job = OBJECTIVES[stage]
+        job = CONFIGS[stage]
         values = {name: kept[name] for name in job.__struct_fields__}
         for key in PATHS:
             if value := values.get(key):

@@ -17,7 +17,7 @@ from mlxforge.core.config import walk
 from mlxforge.core.errors import ConfigError, RunError, did_you_mean
 from mlxforge.core.eventlog import EVENTS as EVENTS
 from mlxforge.core.files import write_atomic
-from mlxforge.core.settings import OBJECTIVES, TrainSettings
+from mlxforge.core.settings import CONFIGS, TrainSettings
 from mlxforge.evals.report import VERDICT
 
 RECORD = "run.json"
@@ -181,7 +181,7 @@ def beside(name: str, run: Path) -> str:
 
 def objective_of(settings: TrainSettings) -> str:
     """The objective whose settings these are."""
-    return next(objective for objective, kind in OBJECTIVES.items() if type(settings) is kind)
+    return next(objective for objective, kind in CONFIGS.items() if type(settings) is kind)
 
 
 def objective_for(named: str | None, file: Path | None) -> str:
@@ -191,19 +191,19 @@ def objective_for(named: str | None, file: Path | None) -> str:
         ConfigError: none can be told.
     """
     if named is not None:
-        if named not in OBJECTIVES:
-            raise ConfigError(f"unknown objective '{named}'", where="OBJECTIVE", fix=did_you_mean(named, OBJECTIVES))
+        if named not in CONFIGS:
+            raise ConfigError(f"unknown objective '{named}'", where="OBJECTIVE", fix=did_you_mean(named, CONFIGS))
         return named
     if file is not None and (file.parent / RECORD).is_file():
         found = str(read_record(file.parent).get("objective"))
-        if found in OBJECTIVES:
+        if found in CONFIGS:
             return found
     words = file.stem.replace("_", "-").replace(".", "-").split("-") if file else []
-    known = [word for word in words if word in OBJECTIVES]
+    known = [word for word in words if word in CONFIGS]
     # sft-after-cpt is a config of sft; of my-sft-cpt nobody knows.
     if known and (len(set(known)) == 1 or words[0] == known[0]):
         return known[0]
-    fix = f"name it: one of {', '.join(OBJECTIVES)}"
+    fix = f"name it: one of {', '.join(CONFIGS)}"
     if file is None:
         raise ConfigError("no objective", where="OBJECTIVE", fix=fix)
     raise ConfigError("the file's name does not say its objective", where=str(file), fix=fix)
@@ -216,7 +216,7 @@ def runs_dir_flag(runs_dir: str) -> str:
 
 def changed_settings(config: Mapping[str, Any], objective: str) -> dict[str, Any]:
     """The settings of a ``config.yaml`` that differ from the objective's defaults, by dotted key; unknown ones count too."""
-    defaults = {key: default for key, _, default in walk(OBJECTIVES.get(objective, TrainSettings))}
+    defaults = {key: default for key, _, default in walk(CONFIGS.get(objective, TrainSettings))}
     return {key: value for key, value in dotted_settings(config, defaults) if key not in defaults or defaults[key] != value}
 
 

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal, cast
 
 import msgspec
 
-from mlxforge.core.settings import OBJECTIVES, Count, PreferenceSettings, Settings, TrainSettings
+from mlxforge.core.settings import CONFIGS, Count, PreferenceSettings, Settings, TrainSettings
 from mlxforge.core.settings import help as help  # noqa: A004 - reads as what it is in the field tables below
 
-TRAINING = tuple(OBJECTIVES)
-PREFERENCES = tuple(name for name, job in OBJECTIVES.items() if issubclass(job, PreferenceSettings))
+TRAINING = tuple(CONFIGS)
+PREFERENCES = tuple(name for name, job in CONFIGS.items() if issubclass(job, PreferenceSettings))
 
 After = Annotated[list[str], help("stages that it waits for, besides those whose results it takes")]
 Takes = Annotated[str | None, help("stage whose model it works on, or base (default: the training stage before it)")]
@@ -162,11 +162,11 @@ def _training(job: type[TrainSettings], objective: str) -> type[Settings]:
 # Every stage, in the order in which they run where nothing says otherwise.
 STAGE_SETTINGS: dict[str, type[Settings]] = {
     "ingest": IngestStage,
-    "cpt": _training(OBJECTIVES["cpt"], "cpt"),
+    "cpt": _training(CONFIGS["cpt"], "cpt"),
     "synth": SynthStage,
-    "sft": _training(OBJECTIVES["sft"], "sft"),
+    "sft": _training(CONFIGS["sft"], "sft"),
     "pairs": PairsStage,
-    **{name: _training(OBJECTIVES[name], name) for name in PREFERENCES},
+    **{name: _training(CONFIGS[name], name) for name in PREFERENCES},
     "eval": EvalStage,
     "fuse": FuseStage,
     "export": ExportStage,

@@ -25,7 +25,7 @@ from mlxforge.core.errors import Interrupted, MlxforgeError, RunError, RunFailed
 from mlxforge.core.eventlog import replay
 from mlxforge.core.events import Control, Emit, Evaluated, Event, Noted, Progress, RunStarted, StepDone, Warned, ignore
 from mlxforge.core.files import disk_errors, locked, write_atomic
-from mlxforge.core.settings import OBJECTIVES, TrainSettings
+from mlxforge.core.settings import CONFIGS, TrainSettings
 from mlxforge.runs import train as runs
 from mlxforge.runs.execution import free_path
 from mlxforge.runs.record import EVENTS, RECORD, changed_settings, read_config, read_record, runs_dir_flag
@@ -97,7 +97,7 @@ class Sweep:
     def __init__(self, asked: Asked) -> None:
         check_installed()
         self.asked = asked
-        self.config: TrainSettings = from_dict(OBJECTIVES[asked.objective], asked.config, where=SWEEP)
+        self.config: TrainSettings = from_dict(CONFIGS[asked.objective], asked.config, where=SWEEP)
         self.space: list[Dimension] = dimensions(type(self.config), asked.over)
         self.metric: Metric = metric(asked.metric, self.config, self.space)
         # 0 where one is a range. All that there is to try is tried once each, in place of some of it twice.
@@ -193,7 +193,7 @@ def new_sweep(asked: Asked) -> Sweep:
     Raises:
         RunError: its name, or that of one of its runs, is taken.
     """
-    config = msgspec.structs.replace(from_dict(OBJECTIVES[asked.objective], asked.config), name=asked.name or None)
+    config = msgspec.structs.replace(from_dict(CONFIGS[asked.objective], asked.config), name=asked.name or None)
     path = free_path(config, f"sweep-{asked.objective}")
     plain = to_dict(anchored(msgspec.structs.replace(config, name=None)))
     sweep = Sweep(msgspec.structs.replace(asked, name=path.name, config=plain, created=time.time()))

@@ -20,7 +20,7 @@ from mlxforge.core.config import (
 )
 from mlxforge.core.errors import ConfigError
 from mlxforge.core.files import embedded
-from mlxforge.core.settings import OBJECTIVES, CptConfig
+from mlxforge.core.settings import CONFIGS, CptConfig
 
 ISSUE_NAMES = """model data valid retention seed epochs steps batch_tokens max_length accumulate learning_rate schedule warmup
 optimizer weight_decay clip_norm dtype save_every eval_every keep patience replay_ratio grad_checkpoint lora.kind lora.rank
@@ -93,6 +93,6 @@ def test_every_shipped_config_loads():
     files = [file for file in sorted(embedded("configs").glob("*.yaml")) if not file.stem.startswith(("speakers", "mix-"))]
     assert files
     for file in files:
-        settings = next(OBJECTIVES[word] for word in file.stem.split("-") if word in OBJECTIVES)
+        settings = next(CONFIGS[word] for word in file.stem.split("-") if word in CONFIGS)
         assert resolve(settings, yaml_layer(file)).data is not None
         assert file.read_text().startswith("# "), f"{file.name} has no sentence on when to use it"
