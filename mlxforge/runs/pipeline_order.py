@@ -20,8 +20,9 @@ from mlxforge.runs.stage_settings import TRAINING
 from mlxforge.runs.text import RUN, expand
 
 BASE = "base"
-# Settings of a stage that say when and on what it works; the model and the inputs tell what that comes to.
-ORDERING = ("after", "takes", "variants", "preset", "trackers")
+# Settings of a stage that decide nothing of what it makes: they say when and on what it works, which the model and the inputs
+# tell, or how fast and at what price.
+IDLE = ("after", "takes", "variants", "preset", "trackers", "concurrency", "price_in", "price_out", "max_cost")
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ class Road:
     def settings(self, step: Step) -> dict[str, Any]:
         """The settings of a step that decide what it makes; those at their default are left out, so that a setting that a
         later mlxforge adds changes nothing."""
-        given = {key: value for key, default, value in _leaves(step.settings) if value != default and key not in ORDERING}
+        given = {key: value for key, default, value in _leaves(step.settings) if value != default and key not in IDLE}
         # Exported files are called by the project; of other stages its name decides nothing.
         return given | ({"project": self.project.name} if step.stage == "export" else {})
 

@@ -83,7 +83,7 @@ def _forecast(one: Forecast) -> dict[str, str]:
     return {
         "tokens": about + units.count(one.tokens) if one.tokens is not None else "",
         "steps": f"{about}{one.steps:,}" if one.steps is not None else "",
-        "time": about + units.clock(one.seconds) if one.seconds is not None else "",
+        "time": "~" + units.clock(one.seconds) if one.seconds is not None else "",
         "memory": about + units.size(one.memory) if one.memory is not None else "",
         "disk": units.size(one.disk) if one.disk is not None else "",
         "cost": units.dollars(one.cost) if one.cost is not None else "",
@@ -96,10 +96,14 @@ def _total(all_of: Sequence[Forecast]) -> dict[str, str]:
         sum(getattr(one, key) or 0 for one in all_of) for key in ("tokens", "seconds", "disk", "cost")
     )
     memory = max((one.memory or 0 for one in all_of), default=0)
-    shown = ((units.count, tokens), (units.clock, seconds), (units.size, memory), (units.size, disk), (units.dollars, cost))
     about = "~" if any(one.rough for one in all_of) else ""
-    words = [(about if write in (units.count, units.clock) else "") + write(value) if value else "" for write, value in shown]
-    return dict(zip(("tokens", "time", "memory", "disk", "cost"), words, strict=True))
+    return {
+        "tokens": about + units.count(tokens) if tokens else "",
+        "time": "~" + units.clock(seconds) if seconds else "",
+        "memory": about + units.size(memory) if memory else "",
+        "disk": units.size(disk) if disk else "",
+        "cost": units.dollars(cost) if cost else "",
+    }
 
 
 def show_summary(summary: Summary, out: Console) -> None:

@@ -237,6 +237,13 @@ def test_a_file_that_no_pipeline_made_is_not_written_over(documents, tmp_path):
         open_pipeline(folder)
 
 
+def test_how_fast_a_provider_is_asked_and_at_what_price_does_nothing_again(project):
+    change(project, "rows: 24", "rows: 24, concurrency: 2, price_in: 1, price_out: 2, max_cost: 3")
+    change(project, "ingest:", "ingest:  # documents")
+    (project / "forge.yaml").write_text("# a comment\n\n" + (project / "forge.yaml").read_text())
+    assert {action for action, _ in actions(project).values()} == {"skip"}
+
+
 def test_the_log_holds_the_events_of_all_stages(whole):
     events = list(replay(whole / ".forge" / "events.jsonl", ends=None))
     assert [one.stage for one in events if isinstance(one, StageStarted)] == ["ingest", "cpt", "synth", "sft"]
