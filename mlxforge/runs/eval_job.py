@@ -159,7 +159,7 @@ def prepare(settings: EvalSettings, emit: Emit = ignore) -> Job:
     measured = {name: _with_optioned(metrics, given[name]) for name, metrics in picked.metrics.items()}
     if (asked := {name: found for name, found in given.items() if name != RETENTION}) and not any(map(measured.get, asked)):
         chosen(settings.metrics, asked)  # general text alone has what was asked for: told as if it were not there
-    if RETENTION in measured and METRICS["bpb"] not in measured[RETENTION]:
+    if "likelihood" in given.get(RETENTION, ()) and METRICS["bpb"] not in measured[RETENTION]:
         # What a stage cost is always told, whatever else is asked for.
         measured[RETENTION] = [METRICS["bpb"], *measured[RETENTION]]
     job = Job(settings, models, {}, [one for one in sets if measured[one.name]], measured, notes, emit)

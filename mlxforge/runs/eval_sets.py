@@ -168,7 +168,12 @@ def read_set(
     Raises:
         DataError: nothing there, no row, bad rows, or rows of no kind that can be evaluated.
     """
-    inputs = locate([parse_spec(expand(spec.path))], emit)
+    source = parse_spec(expand(spec.path))
+    if source.weight != 1:
+        raise DataError(
+            "weights are for training", where=spec.path, fix="leave '@' and its number out; --limit N takes the first rows"
+        )
+    inputs = locate([source], emit)
     kind = _kind_of(inputs, spec, formatted, mapping or {})
     reading = Reading()
     rows = list(READERS[kind](Source(inputs, reading, formatted, mapping or {})))

@@ -13,15 +13,15 @@ from mlxforge.core.errors import ConfigError, DataError, Interrupted, MlxforgeEr
 from mlxforge.core.events import Noted, Progress
 from mlxforge.core.rows import Chat, Message
 from mlxforge.core.settings import CptConfig
+from mlxforge.data import tokens
 from mlxforge.data.sources import parse_spec
-from mlxforge.data.tokens import prepare
 from mlxforge.data.windows import windows
 from mlxforge.evals.report import load_report
 from mlxforge.models.generate import answer_greedily, batches, greedy_batches, greedy_groups
 from mlxforge.models.load import fast_tokenizer, load, resolve_model
 from mlxforge.models.scoring import Scorer
 from mlxforge.models.tiny import make_tiny
-from mlxforge.runs.eval_job import EvalSettings, output_folder
+from mlxforge.runs.eval_job import EvalSettings, output_folder, prepare
 from mlxforge.runs.eval_kept import Kept
 from mlxforge.runs.eval_sets import Spec, parse_sets, read_set
 from mlxforge.runs.evaluate import evaluate
@@ -73,7 +73,7 @@ def test_perplexity_and_bits_a_byte_are_those_of_trainings_own_evaluation(docume
     loaded = load("tiny")
     encoder = make_encoder(loaded.tokenizer, loaded.path, fast_tokenizer(loaded.path))
     for spec in (str(documents), str(long)):
-        rows = windows(prepare([parse_spec(spec)], encoder, cache=tmp_path / "cache"), 64)
+        rows = windows(tokens.prepare([parse_spec(spec)], encoder, cache=tmp_path / "cache"), 64)
         found = FixedBatches(rows, CptConfig(max_length=64), "bucketed")
         trained = score(Scorer(loaded.model), next_token, found, int(rows.bytes.sum()))
         report = evaluate(settings(tmp_path, data=[f"it={spec}"], max_length=64))
@@ -327,6 +327,12 @@ def test_large_models_that_differ_where_their_hash_does_not_look_share_no_answer
     assert found[0][1] != found[1][1]
 
 
+def test_a_general_set_of_conversations_has_no_bits_a_byte(tmp_path):
+    file = rows_file(tmp_path / "general.jsonl", {"messages": TURNS}, {"messages": TURNS})
+    job = prepare(settings(tmp_path, retention=file, metrics=["f1"], data=[f"q={QUESTIONS}"]))
+    assert [metric.name for metric in job.metrics["retention"]] == ["f1"]
+
+
 def test_a_line_that_broke_off_does_not_take_the_next_one_with_it():
     with Kept("cut") as kept:
         kept.add("one", [1])
@@ -374,6 +380,7 @@ def test_the_seed_decides_intervals_alone(tmp_path):
         ({"data": ["a=x.jsonl", "a=y.jsonl"]}, "two sets are named 'a'"),
         ({"metrics": ["perplexity"]}, "does not fit"),
         ({"metrics": ["perplexity"], "retention": None}, "'perplexity' does not fit the set 'q'"),
+        ({"data": [f"q={QUESTIONS}@0.5"]}, "weights are for training"),
         ({"metrics": ["exact_mtach"]}, "did you mean 'exact_match'"),
     ],
 )
