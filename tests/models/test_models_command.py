@@ -17,11 +17,11 @@ from mlxforge.runs.models import detect_model
 KEYS = ["family", "model_type", "instruct", "template", "eot", "packable", "gguf"]
 
 
-def test_list() -> None:
-    rows = json.loads(CliRunner().invoke(models, ["list", "--json"]).output)
+def test_families() -> None:
+    rows = json.loads(CliRunner().invoke(models, ["families", "--json"]).output)
     assert [row["family"] for row in rows] == list(FAMILIES)
     assert len(rows) >= 25
-    plain = CliRunner().invoke(models, ["list"]).output
+    plain = CliRunner().invoke(models, ["families"]).output
     assert all(name in plain for name in FAMILIES)
 
 
