@@ -128,13 +128,17 @@ class _Sharing:
     shares: bool
 
 
+SPREAD = 16  # micro-batches of all sizes that are looked at beside the largest
+
+
 def _largest(plans: Iterable[Any], make: Any) -> tuple[Batch, ...]:
-    """The shapes of the micro-batches that may need most: those with most slots, and those with the longest lines."""
+    """The shapes of the micro-batches that may need most: those with most slots, those with the longest lines, and some of all
+    sizes. On a CPU a smaller one may need more: its logits are not computed at once (models.scoring)."""
     from mlxforge.training.probe import LARGEST
 
-    plans = list(plans)
-    chosen = {id(one): one for key in ("slots", "width") for one in sorted(plans, key=lambda one: getattr(one, key))[-LARGEST:]}
-    return tuple(shape_of(make(one)) for one in chosen.values())
+    plans = sorted(plans, key=lambda one: one.slots)
+    chosen = plans[:: max(1, len(plans) // SPREAD)] + plans[-LARGEST:] + sorted(plans, key=lambda one: one.width)[-LARGEST:]
+    return tuple(shape_of(make(one)) for one in {id(one): one for one in chosen}.values())
 
 
 def shape_of(batch: Any) -> Batch:

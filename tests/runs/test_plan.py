@@ -12,11 +12,12 @@ import pytest
 from mlxforge.cli.main import run
 from mlxforge.core.config import flags_layer, resolve
 from mlxforge.core.errors import ConfigError
+from mlxforge.core.events import ignore
 from mlxforge.core.settings import CptConfig, DpoConfig, OrpoConfig, SftConfig
 from mlxforge.models.shapes import shapes
 from mlxforge.runs.fit import MARGIN, fit, parse_size, smaller
 from mlxforge.runs.forecast import PARTS, Batch, Forecast, Work, forecast, shapes_for
-from mlxforge.runs.plan import plan
+from mlxforge.runs.plan import outline, plan
 from mlxforge.training.probe import largest_and_typical
 
 HANDBOOK = {
@@ -69,6 +70,13 @@ def bench():
 def test_memory_is_forecast_within_a_fifth_over_the_grid(model, job):
     for name, said, measured, *_ in bench().ratios([f"{model}, {job}, "]):
         assert 0.8 < said / measured < 1.2, name
+
+
+def test_micro_batches_of_all_sizes_are_looked_at(tmp_path):
+    """The largest need not be the one that needs most: above some size a CPU computes logits at once."""
+    sizes = sorted(one.slots for one in outline(settings_of(SftConfig, {"batch_tokens": 256}), ignore, tmp_path).work.largest)
+    assert len(sizes) > 10
+    assert sizes[0] < 0.8 * sizes[-1]
 
 
 def test_no_weights_are_read_for_a_forecast(tmp_path, tiny):
