@@ -181,14 +181,20 @@ class Road:
         found = {self.shown(spec): self.hash(spec) for spec in self.table[step.stage].reads(self, step)}
         if self.table[step.stage].works_on or step.stage in ("ingest", "synth"):
             found["model"] = self.identity(step)
+        if step.stage in ("eval", "verify"):  # models and files of other stages, which are no data that it names
+            found |= {one.label: self.made(one) for one in self.needs(step)}
         return found
+
+    def made(self, step: Step) -> str:
+        """Hash of all that a step has made."""
+        record = self.ledger.read(step.name)
+        return bytes_hash(*sorted(record.outputs.values())) if record else MISSING
 
     def identity(self, step: Step) -> str:
         """Hash of the model that a step works on; of one on the hub its name."""
         taken = self.taken(step)
         if taken is not None:
-            record = self.ledger.read(taken.name)
-            return bytes_hash(*sorted(record.outputs.values())) if record else MISSING
+            return self.made(taken)
         return base_hash(self.model(step), self.project.runs_dir)
 
     def hash(self, spec: str) -> str:

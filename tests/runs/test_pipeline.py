@@ -151,6 +151,19 @@ def test_what_comes_out_as_before_leaves_the_stages_after_it_alone(project):
     assert {action for action, _ in actions(project).values()} == {"skip"}
 
 
+def test_a_model_that_changed_is_evaluated_again(project):
+    row = {"messages": [{"role": "user", "content": "Say 1."}, {"role": "assistant", "content": "It is 1."}]}
+    (project / "chats.jsonl").write_text(json.dumps(row) + "\n")
+    with (project / "forge.yaml").open("a") as file:
+        file.write("eval: {data: [chats.jsonl], models: [sft], metrics: [exact_match], max_tokens: 2}\n")
+    assert done(project) == ["eval"]
+    assert done(project) == []
+    change(project, "overlong: left", "overlong: left, learning_rate: 0.01")
+    assert done(project) == ["sft", "eval"]
+    report = json.loads((project / "exports" / "report" / "report.json").read_text())
+    assert report["models"][0]["run"].endswith("p-sft-2")
+
+
 def test_documents_that_the_project_names_no_more_leave_the_knowledge_base(project):
     change(project, "ingest:", "ingest: {documents: [documents, notes]}")
     (project / "notes").mkdir()
