@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -221,16 +222,27 @@ def _files(store: Store, roots: Iterable[Root], given: Recipe, tally: Tally, emi
             tasks.append(Task(path, name, _name(root), (row["hash"], row["settings"]) if row else None))
     waiting: list[Outcome] = []
     written = time.monotonic()
-    try:
-        for number, outcome in enumerate(outcomes(tasks, given), 1):
-            waiting.append(outcome)
-            full = sum(one.document.bytes for one in waiting if one.document) > GROUP or len(waiting) == MOST
-            if full or time.monotonic() - written > LONGEST:
-                _write(store, waiting, before, tally, emit)
-                waiting, written = [], time.monotonic()
-            emit(Progress(task=TASK, done=number, total=len(tasks), unit="files"))
-    finally:  # stopped by Ctrl-C too: what was read is kept
-        _write(store, waiting, before, tally, emit)
+    with ThreadPoolExecutor(1) as thread:  # writes one group while the next is taken in
+        writing = thread.submit(_write, store, [])
+        told: list[Outcome] = []
+
+        def hand_over() -> None:
+            nonlocal waiting, written, writing, told
+            writing.result()
+            _tell(told, before, tally, emit)
+            writing, told = thread.submit(_write, store, waiting), waiting
+            waiting, written = [], time.monotonic()
+
+        try:
+            for number, outcome in enumerate(outcomes(tasks, given), 1):
+                waiting.append(outcome)
+                full = sum(one.document.bytes for one in waiting if one.document) > GROUP or len(waiting) == MOST
+                if full or time.monotonic() - written > LONGEST:
+                    hand_over()
+                emit(Progress(task=TASK, done=number, total=len(tasks), unit="files"))
+        finally:  # stopped by Ctrl-C too: what was read is kept
+            hand_over()
+            hand_over()
     found = {task.name for task in tasks}
     for root, _, whole in roots:
         if whole and root.is_dir():
@@ -240,31 +252,29 @@ def _files(store: Store, roots: Iterable[Root], given: Recipe, tally: Tally, emi
         emit(Noted(message=f"{len(tally.failed) - SHOWN} more files could not be read"))
 
 
-def _write(store: Store, found: Sequence[Outcome], before: dict[str, Any], tally: Tally, emit: Emit) -> None:
+def _write(store: Store, found: Sequence[Outcome]) -> None:
     """Writes what became of some files in one transaction: each of their documents is in the store whole, or not."""
     with store.writing():
         store.put_all((one.document, one.chunks) for one in found if one.document)
-        for one in found:
-            _take(store, one, before, tally, emit)
+        same = [(one.task.name,) for one in found if one.document is None and not one.error]
+        store.connection.executemany("UPDATE documents SET removed = NULL WHERE path = ? AND removed IS NOT NULL", same)
 
 
-def _take(store: Store, outcome: Outcome, before: dict[str, Any], tally: Tally, emit: Emit) -> None:
-    """Counts one outcome, and says what could not be read."""
-    name = outcome.task.name
-    if outcome.error:
-        tally.failed.append({"path": name, "reason": outcome.error})
-        tally.states["failed"] += 1
-        if len(tally.failed) <= SHOWN:
-            stays = ": what the store has of it stays" if name in before else ""
-            emit(Warned(message=f"not read: {name}: {outcome.error}{stays}"))
-    elif outcome.document is None:
-        revived = before[name]["removed"] is not None
-        if revived:
-            store.connection.execute("UPDATE documents SET removed = NULL WHERE path = ?", (name,))
-        tally.states["revived" if revived else "unchanged"] += 1
-    else:
-        _count(outcome.document, outcome.chunks, tally, changed=name in before)
-        tally.cleaned.update(outcome.cleaned)
+def _tell(found: Sequence[Outcome], before: dict[str, Any], tally: Tally, emit: Emit) -> None:
+    """Counts what was written, and says what could not be read."""
+    for one in found:
+        name = one.task.name
+        if one.error:
+            tally.failed.append({"path": name, "reason": one.error})
+            tally.states["failed"] += 1
+            if len(tally.failed) <= SHOWN:
+                stays = ": what the store has of it stays" if name in before else ""
+                emit(Warned(message=f"not read: {name}: {one.error}{stays}"))
+        elif one.document is None:
+            tally.states["unchanged" if before[name]["removed"] is None else "revived"] += 1
+        else:
+            _count(one.document, one.chunks, tally, changed=name in before)
+            tally.cleaned.update(one.cleaned)
 
 
 def _name(path: Path) -> str:
