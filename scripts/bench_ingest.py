@@ -3,7 +3,7 @@
     python scripts/bench_ingest.py --megabytes 1000 [--file-kilobytes 100] [--model MODEL]
     python scripts/bench_ingest.py --pdf FOLDER
 
-Text is made of invented words. The peak is the sum over all processes, looked at every tenth of a second (Linux).
+Text is made of invented words. The peak is the sum over all processes, looked at twice a second (Linux).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def measure(paths: list[str], store: Path, model: str) -> None:
     def watch() -> None:
         while process.poll() is None:
             peak[0] = max(peak[0], sum(map(resident, family(process.pid))))
-            time.sleep(0.1)
+            time.sleep(0.5)  # looking costs the processes time
 
     watcher = threading.Thread(target=watch)
     if sys.platform == "linux":
