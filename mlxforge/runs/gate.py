@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 from collections.abc import Sequence
 from datetime import datetime
@@ -17,6 +18,7 @@ from mlxforge.evals.figures import labels
 from mlxforge.evals.report import PAGE, REPORT, VERDICT, ModelInfo, Report, load_report
 from mlxforge.evals.requirements import find_label, read_bound, read_tolerance
 from mlxforge.evals.write import write_pages
+from mlxforge.models.adapters import ADAPTER_WEIGHTS
 from mlxforge.runs.record import RECORD, moment, read_record
 
 
@@ -98,6 +100,9 @@ def _leave(verdict: dict[str, Any], report: Report, held: Sequence[ModelInfo], f
 def run_of(model: ModelInfo, report: Report, runs_dir: Path) -> tuple[Path | None, str]:
     """The run directory that a verdict on a model is about, or why there is none: it is what ``run:NAME`` opens, unchanged."""
     known = [place for place in (Path(model.path), runs_dir / model.run) if (place / RECORD).is_file()]
+    # Of a copied project the report names the runs of the original, which lies there too.
+    if len(known) == 2 and _same_adapter(*known):
+        known.reverse()
     above = Path(model.path).parent.parent
     if (above / RECORD).is_file() and above.name == model.run:
         return None, f"a checkpoint, not what run:{model.run} opens"
@@ -111,3 +116,8 @@ def run_of(model: ModelInfo, report: Report, runs_dir: Path) -> tuple[Path | Non
     if ended is not None and made is not None and ended > made + 1:
         return None, f"the run '{model.run}' was trained on since the report"
     return known[0], ""
+
+
+def _same_adapter(one: Path, other: Path) -> bool:
+    first, second = one / ADAPTER_WEIGHTS, other / ADAPTER_WEIGHTS
+    return first.is_file() and second.is_file() and filecmp.cmp(first, second, shallow=False)

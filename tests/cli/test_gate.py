@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from pathlib import Path
 
+import msgspec
 import pytest
 from report_makes import report
 
 from mlxforge.cli.main import run
-from mlxforge.evals.report import MARKDOWN, PAGE, ModelInfo, save_report
+from mlxforge.evals.report import MARKDOWN, PAGE, ModelInfo, load_report, save_report
 from mlxforge.evals.write import write_report
 from mlxforge.runs.gate import gate
 
@@ -107,6 +110,18 @@ def test_a_run_that_is_gone_is_a_note(place, capsys):
     (place / "runs" / "b" / "run.json").unlink()
     assert run(["gate", "report", *PASSES], debug=True) == 0
     assert "sft: the run 'b' is gone: its run got no gate.json" in capsys.readouterr().err
+    assert not (place / "runs" / "b" / "gate.json").exists()
+
+
+def test_the_verdict_of_a_copied_project_stays_in_the_copy(place, monkeypatch):
+    (place / "runs" / "b" / "adapters.safetensors").write_bytes(b"weights")
+    made = load_report(place / "report")
+    made.models = [msgspec.structs.replace(one, path=str(place / "runs" / one.run)) if one.run else one for one in made.models]
+    save_report(made, place / "report")
+    copy = Path(shutil.copytree(place, place.with_name(f"{place.name}-copy")))
+    monkeypatch.chdir(copy)
+    assert run(["gate", "report", *PASSES], debug=True) == 0
+    assert (copy / "runs" / "b" / "gate.json").exists()
     assert not (place / "runs" / "b" / "gate.json").exists()
 
 
