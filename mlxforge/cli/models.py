@@ -32,24 +32,28 @@ def models() -> None:
 @click.option("--hub/--no-hub", default=True, help="The models in the Hugging Face cache too.")
 @JSON
 def list_command(runs_dir: Path, places: tuple[Path, ...], hub: bool, as_json: bool) -> None:
-    """List the models on this disk: folders, fused and exported results, GGUF files, the hub's cache.
+    """List the models on this disk (folders, fused and exported results, GGUF files, the hub's cache), then the families.
 
-    What stands under 'model' is what commands take. Training runs are in 'mlxforge runs list', families that can be trained
-    in 'mlxforge models families'.
+    What stands under 'model' is what commands take. With --json all are one list; families are of kind 'family'. Training
+    runs are in 'mlxforge runs list'.
     """
     from mlxforge.runs.inventory import list_models
     from mlxforge.runs.lineage import searched
+    from mlxforge.runs.models import list_families
 
     found = list_models(searched(runs_dir, places), hub=hub)
     if as_json:
         import msgspec
 
-        click.echo(json.dumps(msgspec.to_builtins(found), indent=2, ensure_ascii=False))
+        families = [{"name": row["family"], "kind": "family", **row} for row in list_families()]
+        click.echo(json.dumps([*msgspec.to_builtins(found), *families], indent=2, ensure_ascii=False))
         return
     from mlxforge.ui.units import NONE, one_line, size
 
     rows = [(one.name, one.kind, one.family or NONE, size(one.size), _made_of(one.origin) or NONE, one.note) for one in found]
     _table(("model", "kind", "family", "size", "made of", ""), [[one_line(cell) for cell in row] for row in rows])
+    click.echo()
+    _families(list_families())
 
 
 def _made_of(origin: dict[str, Any]) -> str:
@@ -74,6 +78,10 @@ def families_command(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(families, indent=2, ensure_ascii=False))
         return
+    _families(families)
+
+
+def _families(families: list[dict[str, Any]]) -> None:
     titles = ("family", "models", "end of turn", "thinking", "packed", "GGUF")
     rows = [
         (row["family"], row["title"], row["eot"][0], row["thinking"], "yes" if row["packable"] else "no", row["gguf"] or "-")

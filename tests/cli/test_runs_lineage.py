@@ -20,6 +20,7 @@ from mlxforge.core.config import from_dict
 from mlxforge.core.errors import ConfigError, RunError
 from mlxforge.core.files import file_hash, locked
 from mlxforge.models.check import model_hash
+from mlxforge.models.families import FAMILIES
 from mlxforge.runs.clean import litter, removal, remove
 from mlxforge.runs.comparison import compare_runs
 from mlxforge.runs.export_gguf import export_gguf
@@ -307,7 +308,10 @@ def test_the_models_on_this_disk(project, monkeypatch, tmp_path):
     text = call(models, "list", "--no-hub").stdout
     assert "run:answers" in text
     assert "run:formal@2" in text
-    assert {one["name"] for one in json.loads(call(models, "list", "--json").stdout)} == set(found)
+    listed = json.loads(call(models, "list", "--json").stdout)
+    assert {one["name"] for one in listed if one["kind"] != "family"} == set(found)
+    assert [one["family"] for one in listed if one["kind"] == "family"] == list(FAMILIES)
+    assert all(name in text for name in FAMILIES)
     assert "llama" in call(models, "families").stdout
 
 
