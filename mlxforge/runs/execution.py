@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import signal
 import threading
 import time
@@ -103,7 +104,7 @@ def free_path(settings: TrainSettings, objective: str) -> Path:
 
 
 def _taken(path: Path) -> RunError:
-    fix = f"go on with --resume {path.name}, or choose another --name"
+    fix = f"go on with --resume {shlex.quote(path.name)}, or choose another --name"
     return RunError("a run of this name exists", where=str(path), fix=fix)
 
 
@@ -129,7 +130,7 @@ def resumed(runs_dir: str, name: str, objective: str | None = None) -> tuple[Pat
     except (OSError, ValueError) as error:
         raise RunError(f"the run is damaged: {error}", where=str(path), fix="start a new run") from error
     if objective not in (None, record.get("objective")):
-        fix = f"mlxforge {record.get('objective')} --resume {path.name}"
+        fix = f"mlxforge {record.get('objective')} --resume {shlex.quote(path.name)}"
         raise RunError(f"a run of {record.get('objective')}, not of {objective}", where=str(path), fix=fix)
     if record.get("status") == "finished":
         raise RunError("this run is finished", where=str(path), fix="start a new run, with more epochs perhaps")
@@ -282,7 +283,9 @@ class _Run:
             with suppress(MlxforgeError):
                 self.end(job.state, "failed", str(error))
             if isinstance(error, MlxforgeError) and not isinstance(error, RunFailed):
-                raise RunFailed(str(error), where=str(self.path), fix=f"then: --resume {self.path.name}") from error
+                raise RunFailed(
+                    str(error), where=str(self.path), fix=f"then: --resume {shlex.quote(self.path.name)}"
+                ) from error
             raise
         stopped = control.reason if status == "interrupted" and not control.interrupted else ""
         ended = self.end(job.state, "stopped" if stopped else status, stopped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -229,7 +230,9 @@ def _of_run(run: Path, at: str = "") -> Base:
     if is_live(run):
         raise RunError("this run is being trained now", where=str(run), fix="wait for its end, or name another model")
     if not (run / ADAPTER_WEIGHTS).is_file():
-        raise RunError("this run has saved no adapter yet", where=str(run), fix=f"go on with it: --resume {run.name}")
+        raise RunError(
+            "this run has saved no adapter yet", where=str(run), fix=f"go on with it: --resume {shlex.quote(run.name)}"
+        )
     folder = checkpoint(run, at) if at else None
     if folder is None:
         return Base(_base_of(run), run, run)
