@@ -384,10 +384,16 @@ def test_what_was_read_does_not_wait_long_for_slower_files(notes, tmp_path, monk
     monkeypatch.setattr("mlxforge.runs.ingest.LONGEST", 0.0)
     stored = []
 
+    def count():
+        with sqlite3.connect(tmp_path / "kb.sqlite") as connection:
+            return connection.execute("SELECT count(*) FROM documents").fetchone()[0]
+
     def emit(event):
-        if isinstance(event, Progress):
-            with sqlite3.connect(tmp_path / "kb.sqlite") as connection:
-                stored.append(connection.execute("SELECT count(*) FROM documents").fetchone()[0])
+        if isinstance(event, Progress):  # a thread writes: it is given time
+            until = time.monotonic() + 10
+            while count() < event.done and time.monotonic() < until:
+                time.sleep(0.01)
+            stored.append(count())
 
     ingest([str(notes)], tmp_path / "kb.sqlite", emit=emit)
     assert stored == [1, 2]
